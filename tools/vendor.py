@@ -1,0 +1,100 @@
+"""Copies `enact/` and `common/` into every detector's `vendor/` folder, so that each folder runs alone.
+
+`python tools/vendor.py` writes the copies and removes what is stale. With `--check` it writes nothing: it lists what
+differs and exits with 1 if anything does.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("enact", "common")
+SKIPPED = {"__pycache__", "tests"}
+README = "Copies: edit `enact/` and `common/` at the top of the repository instead, then run `make vendor`.\n"
+INIT = '"""Copies of the packages that the detectors share: never edited here."""\n'
+
+
+def detector_folders(root: Path) -> list[Path]:
+    """Every top-level folder that has a `main.py`."""
+    return sorted(path.parent for path in root.glob("*/main.py"))
+
+
+def expected_files(root: Path) -> dict[Path, bytes]:
+    """What each `vendor/` folder has to hold: contents by path, relative to that folder."""
+    files = {Path("README.md"): README.encode(), Path("__init__.py"): INIT.encode()}
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root)
+            if SKIPPED.isdisjoint(name.parts):
+                files[name] = path.read_bytes()
+    return files
+
+
+def differences(root: Path = ROOT) -> dict[Path, str]:
+    """What is `missing`, `changed` or `stale` in the `vendor/` folders below `root`, by absolute path."""
+    expected = expected_files(root)
+    found = {}
+    for folder in detector_folders(root):
+        vendor = folder / "vendor"
+        for name, content in expected.items():
+            path = vendor / name
+            if not path.is_file():
+                found[path] = "missing"
+            elif path.read_bytes() != content:
+                found[path] = "changed"
+        for path in sorted(vendor.rglob("*")):
+            name = path.relative_to(vendor)
+            if path.is_file() and name not in expected and "__pycache__" not in name.parts:
+                found[path] = "stale"
+    return found
+
+
+def update(root: Path = ROOT) -> dict[Path, str]:
+    """Makes every `vendor/` folder below `root` hold just what it has to; returns the differences it removed."""
+    expected = expected_files(root)
+    found = differences(root)
+    for path, state in found.items():
+        if state == "stale":
+            path.unlink()
+    for folder in detector_folders(root):
+        remove_unused_folders(folder / "vendor", {parent for name in expected for parent in name.parents})
+        for name, content in expected.items():
+            path = folder / "vendor" / name
+            if path in found:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    return found
+
+
+def remove_unused_folders(vendor: Path, used: set[Path]) -> None:
+    """Removes the folders below `vendor` that are not in `used`: one that only holds a cache can still be imported."""
+    for path in sorted(vendor.rglob("*"), reverse=True):
+        name = path.relative_to(vendor)
+        if path.is_dir() and name not in used and "__pycache__" not in name.parts:
+            shutil.rmtree(path)
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Runs the command line on the repository at `root` and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="tools/vendor.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a copy differs")
+    check = parser.parse_args(arguments).check
+
+    found = differences(root) if check else update(root)
+    for path, state in found.items():
+        print(f"{state:8}{path.relative_to(root)}")
+    if check and found:
+        print(
+            "The copies differ from enact/ and common/: make the change in those folders, then run `make vendor`.",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{len(detector_folders(root))} detectors hold current copies of {' and '.join(PACKAGES)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
