@@ -1,0 +1,71 @@
+"""DETR (Carion et al., ECCV 2020) with ENACT in its encoder.
+
+Shapes: L decoder layers, B images, H x W pixels of the feature map, N = H * W, Q queries, C classes, d features.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from transformer import Transformer
+from vendor.common.backbone import Backbone
+from vendor.common.layers import MLP
+
+
+class DETR(nn.Module):
+    """Detects the objects of an image as a set.
+
+    Args:
+        backbone: images to features.
+        position_embedding: mask (B, H, W) to positions (B, H, W, d).
+        transformer: encoder and decoder.
+        num_classes: C; the class head has one more output, "no object".
+        hidden_dim: d.
+        num_queries: Q, the most objects that can be found.
+        aux_loss: return the predictions of all decoder layers in training, not only the last.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        position_embedding: nn.Module,
+        transformer: Transformer,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        aux_loss: bool = True,
+    ):
+        super().__init__()
+        self.num_queries = num_queries
+        self.aux_loss = aux_loss
+        self.backbone = nn.ModuleList([backbone, position_embedding])  # the names of the published weights
+        self.input_proj = nn.Conv2d(backbone.num_channels[-1], hidden_dim, kernel_size=1)
+        self.transformer = transformer
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, num_layers=3)
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Any]:
+        """images (B, 3, H0, W0), mask (B, H0, W0) bool with True = padding.
+
+        Returns:
+            ``pred_logits`` (L, B, Q, C + 1), ``pred_boxes`` (L, B, Q, 4) cxcywh in [0, 1], ``feature_size`` (H, W); L is 1 in
+            evaluation and without auxiliary losses.
+        """
+        backbone, _ = self.backbone
+        features, mask = backbone(images, mask)[-1]
+        return self.detect(features, mask)
+
+    def detect(self, features: Tensor, mask: Tensor) -> dict[str, Any]:
+        """features (B, channels, H, W) of the backbone and their mask (B, H, W) -> as :meth:`forward`."""
+        _, position_embedding = self.backbone
+        pos = position_embedding(mask)
+        src = self.input_proj(features)
+        hs = self.transformer(src.flatten(2).transpose(1, 2), mask.flatten(1), self.query_embed.weight, pos.flatten(1, 2))
+        if not (self.training and self.aux_loss):
+            hs = hs[-1:]
+        return {
+            "pred_logits": self.class_embed(hs),
+            "pred_boxes": self.bbox_embed(hs).sigmoid(),
+            "feature_size": tuple(src.shape[-2:]),
+        }

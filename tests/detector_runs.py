@@ -1,0 +1,83 @@
+"""Runs of the detectors' command lines, small enough for tests."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Timer
+
+import torch
+
+from tools.detectors import load
+
+TINY = (
+    *("--backbone", "resnet10", "--backbone_weights", "none", "--image_size", "64"),
+    *("--hidden_dim", "32", "--nheads", "4", "--dim_feedforward", "64", "--enc_layers", "2", "--dec_layers", "2"),
+    *("--num_queries", "10", "--device", "cpu", "--num_workers", "0"),
+)
+TIMEOUT = 180  # seconds, for a machine that is busy with other things
+
+
+def run_here(detector: str, *argv: str | Path) -> int:
+    """Runs a detector's command line in this process, on one thread as the others; returns the exit code."""
+    handlers, threads = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, torch.get_num_threads()
+    main = load(detector)
+    torch.set_num_threads(1)
+    try:
+        return main.main(main.DETECTOR, [str(argument) for argument in argv])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        torch.set_num_threads(threads)
+
+
+def run_command(*argv: str | Path, cwd: Path | None = None) -> str:
+    """Runs ``python argv``, which must succeed, and returns what it printed."""
+    process = _start(argv, cwd)
+    code, out, err = _finish(process)
+    assert code == 0, err
+    return out
+
+
+def run_and_signal(number: signal.Signals, epoch: int, *argv: str | Path) -> tuple[int, str]:
+    """Starts ``python argv`` and signals it in the middle of an epoch, when its progress bar shows steps done and steps to go.
+
+    The signal goes to the process and those that it started, as Ctrl-C and service managers send it.
+
+    Returns:
+        The exit code, and what was printed to stderr.
+    """
+    process = _start(argv)
+    seen = ""
+    watchdog = Timer(TIMEOUT, process.kill)
+    watchdog.start()
+    while chunk := os.read(process.stderr.fileno(), 4096):
+        seen += chunk.decode(errors="replace")
+        done = re.findall(rf"epoch {epoch}: [^\r]*\| (\d+)/\d+ \[", seen)
+        if done and int(done[-1]) >= 1:
+            break
+    watchdog.cancel()
+    os.killpg(process.pid, number)
+    code, _, err = _finish(process)
+    return code, seen + err
+
+
+def _start(argv: tuple[str | Path, ...], cwd: Path | None = None) -> subprocess.Popen:
+    """Starts ``python argv`` on one thread, with nothing on its path that is not installed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}  # the progress bar shows every step
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env=environment, start_new_session=True
+    )
+
+
+def _finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")

@@ -1,0 +1,34 @@
+"""A detector's command line on images of one size: ``python equal_sizes.py <folder> <options>``.
+
+How images are distributed over batches decides how much they are padded, and at the border of the padding a backbone gives other
+features. With images of one size nothing but the distribution differs.
+"""
+
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from unittest.mock import patch
+
+from torchvision.transforms import v2
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.detectors import load
+
+
+def equal_sizes(detector: str) -> AbstractContextManager:
+    """While the context lasts, the detector resizes every image to one square, without augmentation."""
+    normalize = load(detector, "vendor.common.transforms").Normalize()
+
+    def resize(image_size: int) -> v2.Compose:
+        return v2.Compose([v2.Resize((image_size, image_size)), normalize])
+
+    data = load(detector, "vendor.common.data")
+    return patch.multiple(data, training_transforms=resize, evaluation_transforms=resize)
+
+
+if __name__ == "__main__":
+    with equal_sizes(sys.argv[1]):
+        main = load(sys.argv[1])
+        sys.exit(main.main(main.DETECTOR, sys.argv[2:]))
