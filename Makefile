@@ -1,4 +1,4 @@
-# `make` lists the targets. Every variable of the first block can be given: make demo DETECTOR=Conditional-DETR-ENACT
+# `make` lists the targets. Every variable of the first block can be given: make demo DETECTOR=Anchor-DETR-ENACT
 DETECTOR ?= DETR-ENACT
 PYTHON   ?= python3
 VENV     ?= .venv

@@ -54,13 +54,12 @@ class DETR(nn.Module):
         """
         backbone, _ = self.backbone
         features, mask = backbone(images, mask)[-1]
-        return self.detect(features, mask)
+        return self.detect(self.input_proj(features), mask)
 
-    def detect(self, features: Tensor, mask: Tensor) -> dict[str, Any]:
-        """features (B, channels, H, W) of the backbone and their mask (B, H, W) -> as :meth:`forward`."""
+    def detect(self, src: Tensor, mask: Tensor) -> dict[str, Any]:
+        """src (B, d, H, W), the projected features, and their mask (B, H, W) -> as :meth:`forward`."""
         _, position_embedding = self.backbone
         pos = position_embedding(mask)
-        src = self.input_proj(features)
         hs = self.transformer(src.flatten(2).transpose(1, 2), mask.flatten(1), self.query_embed.weight, pos.flatten(1, 2))
         if not (self.training and self.aux_loss):
             hs = hs[-1:]

@@ -8,7 +8,7 @@ from torch import nn
 from checkpoint import adapt
 from detr import DETR
 from transformer import Transformer
-from vendor.common.arguments import ARCHITECTURE, Parser, number
+from vendor.common.arguments import ARCHITECTURE, Parser, add_query_options, number
 from vendor.common.backbone import build_backbone
 from vendor.common.detector import Detector
 from vendor.common.losses import SetCriterion
@@ -23,12 +23,12 @@ def add_arguments(parser: Parser) -> None:
     """DETR's own options, and the recipe of the paper (section 4.2) as defaults."""
     parser.add_argument("--pre_norm", action=BooleanOptionalAction, default=False, help="normalise before each part, not after")
     parser.add_argument("--eos_coef", type=number(float, 0), default=0.1, help="weight of the class 'no object' in the loss")
+    add_query_options(parser, num_queries=100)
     parser.set_defaults(
         backbone="resnet50",
         dilation=False,
         dim_feedforward=2048,
         dropout=0.1,
-        num_queries=100,
         smoothing_sigma=3.0,
         batch_size=8,
         epochs=300,
@@ -44,17 +44,16 @@ DEMO = {
     "last_stage": 2,
     "image_size": 96,
     "hidden_dim": 128,
-    "nheads": 8,
-    "dim_feedforward": 512,
-    "enc_layers": 3,
-    "dec_layers": 3,
+    "dim_feedforward": 256,
+    "enc_layers": 2,
+    "dec_layers": 2,
     "num_queries": 20,
     "dropout": 0.0,
-    "batch_size": 16,
-    "lr": 5e-4,
+    "batch_size": 8,
+    "lr": 3e-4,
     "lr_backbone": 5e-4,
-    "epochs": 12,
-    "lr_drop": 10,
+    "epochs": 16,
+    "lr_drop": 13,
 }
 
 

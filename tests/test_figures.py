@@ -90,7 +90,7 @@ def test_mistakes_end_with_one_sentence(checkpoint, arguments, message, capsys):
 
 
 def test_another_detectors_checkpoint_is_refused(checkpoint, tmp_path, capsys):
-    """The figure is of DETR-ENACT with regions; the message says so instead of a stack of unknown keys."""
+    """The figure is of regions; the message says so instead of a stack of unknown keys."""
     saved = torch.load(checkpoint, weights_only=True)
     saved["args"]["clustering"] = "none"
     torch.save(saved, tmp_path / "plain.pth")

@@ -27,16 +27,18 @@ from tools.framework_figure import Observation, draw_framework
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "runs" / "demo" / "checkpoint.pth"
 PICTURES, COLUMNS, WIDTH = 6, 2, 1600
+FIGURED = ("DETR-ENACT", "Conditional-DETR-ENACT")  # row-column decoupled attention has no N x N matrix to show
 
 
 @torch.no_grad()
 def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
-    """Runs a trained DETR-ENACT on an image (H, W, 3), uint8 RGB, of which no side is scaled, and looks into an encoder layer."""
+    """Runs a trained detector on an image (H, W, 3), uint8 RGB, of which no side is scaled, and looks into an encoder layer."""
     saved = load_checkpoint(checkpoint)
-    if saved.get("detector") != "DETR-ENACT" or saved["args"]["clustering"] != "region":
-        raise UserError(f"{checkpoint} is not of DETR-ENACT with --clustering region: pass `make demo`'s")
-    args = Namespace(**vars(options("DETR-ENACT")) | saved["args"])
-    main = load("DETR-ENACT")
+    detector = saved.get("detector")
+    if detector not in FIGURED or saved["args"]["clustering"] != "region":
+        raise UserError(f"{checkpoint} is not of {' or '.join(FIGURED)} with --clustering region: pass `make demo`'s")
+    args = Namespace(**vars(options(detector)) | saved["args"])
+    main = load(detector)
     model = main.build_model(args, saved["num_classes"], False)
     load_model(model, saved["model"], checkpoint)
     layers = model.eval().transformer.encoder.layers

@@ -155,7 +155,7 @@ def test_plain_detr_agrees_with_an_independent_implementation(position_embedding
     torch.testing.assert_close(layers["pred_boxes"], boxes, rtol=0, atol=1e-4)
     torch.testing.assert_close(last["pred_logits"], logits[-1:], rtol=0, atol=1e-4)
     torch.testing.assert_close(last["pred_boxes"], boxes[-1:], rtol=0, atol=1e-4)
-    assert logits.std(2).min() > 0.02 and boxes.std(2).min() > 0.005, "the weights must be such that the queries differ"
+    assert min(logits.std(2).min(), boxes.std(2).min()) > 1e-3, "the weights must be such that the queries differ"
 
 
 def published(kind: str) -> dict[str, list[int]]:

@@ -32,9 +32,9 @@ def read_annotations(path: Path) -> COCO:
         raise UserError(f"{path} is not an annotation file in COCO's JSON format ({error!r})") from error
     try:
         _check(coco)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a COCO detection dataset: an entry lacks or misuses {error}") from error
-    except ValueError as error:
+    except KeyError as error:
+        raise UserError(f"{path} is not a COCO detection dataset: an entry lacks {error}") from error
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is not a valid COCO detection dataset: {error}") from error
     return coco
 

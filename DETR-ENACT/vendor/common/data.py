@@ -4,6 +4,7 @@ Shapes: B images, H x W pixels of the padded batch.
 """
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,11 +107,14 @@ def _loader(dataset, sampler, batch_size: int, num_workers: int, pin_memory: boo
         collate_fn=collate,
         pin_memory=pin_memory,
         drop_last=drop_last,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_follow_the_main_process,
         generator=torch.Generator(),  # else the loader draws its workers' seed from the generator that dropout uses
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _follow_the_main_process(worker: int) -> None:
+    """Leaves Ctrl-C to the main process, and keeps quiet about a connection that breaks because that one has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    report = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, ConnectionError) else report(kind, error, trace)

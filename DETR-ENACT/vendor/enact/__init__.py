@@ -12,6 +12,7 @@ from .attention import ClusteredAttention
 from .clustering import CLUSTERINGS, Clusters, EntropyClustering
 from .encoder import TransformerEncoder, TransformerEncoderLayer
 from .patching import patch, record
+from .released import convert_released_attention
 
 __all__ = [
     "CLUSTERINGS",
@@ -20,6 +21,7 @@ __all__ = [
     "EntropyClustering",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "convert_released_attention",
     "patch",
     "record",
 ]

@@ -1,0 +1,1 @@
+"""Copies of the packages that the detectors share: never edited here."""

@@ -1,0 +1,94 @@
+"""Checkpoints: written atomically, read without running code from the file."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes to a neighbour and renames, so that ``path`` always holds a whole checkpoint, whenever the process is killed."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"the checkpoint {path} cannot be written ({error}): free space or choose another --output_dir") from error
+    finally:
+        temporary.unlink(missing_ok=True)  # what an error or an interrupt left of it
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint: a dict with ``model`` and what else it was saved with; a bare state dict becomes ``{"model": ...}``.
+
+    Raises:
+        UserError: no such file, or not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"the checkpoint {path} does not exist: check the path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is no checkpoint provokes in the unpickler
+        raise UserError(f"{path} is not a checkpoint that PyTorch reads with weights_only=True: choose another") from error
+    if isinstance(checkpoint, Mapping) and checkpoint and all(isinstance(v, Tensor) for v in checkpoint.values()):
+        checkpoint = {"model": checkpoint}
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
+        raise UserError(f"{path} is not a checkpoint: it holds no 'model' with weights")
+    return checkpoint
+
+
+def load_model(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> None:
+    """Loads every weight.
+
+    Raises:
+        UserError: naming the keys that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": own.keys() - state_dict.keys(),
+        "unknown": state_dict.keys() - own.keys(),
+        "of another shape": {k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape},
+    }
+    found = [f"{what}: {_listing(keys)}" for what, keys in problems.items() if keys]
+    if found:
+        raise UserError(f"{path} is not a checkpoint of this detector with these options ({'; '.join(found)})")
+    model.load_state_dict(state_dict)
+
+
+def load_model_to_finetune(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path, may_be_new: Iterable[str]) -> str:
+    """Loads what fits; keeps the fresh weights of layers whose name contains one of ``may_be_new`` where they are missing or of
+    another shape (a class head for other classes, the probability layers of a plain checkpoint).
+
+    Returns:
+        One line that says what was not loaded.
+
+    Raises:
+        UserError: anything else is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    fits = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    new = [k for k in own if k not in fits]
+    left_out = [k for k in state_dict if k not in fits and k not in new]
+    wrong = [k for k in new + left_out if not any(part in k for part in may_be_new)]
+    if wrong:
+        raise UserError(
+            f"{path} is not a checkpoint of this detector with these options "
+            f"(missing, unknown or of another shape: {_listing(wrong)})"
+        )
+    model.load_state_dict(fits, strict=False)
+    return f"{path}: all weights loaded" + (f" but {_listing(new)}, which start anew" if new else "")
+
+
+def _listing(keys: Iterable[str], most: int = 10) -> str:
+    keys = sorted(keys)
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

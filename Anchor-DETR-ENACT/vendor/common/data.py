@@ -1,0 +1,120 @@
+"""From a dataset folder to batches.
+
+Shapes: B images, H x W pixels of the padded batch.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from .coco import CocoDetection
+from .errors import UserError
+from .transforms import evaluation_transforms, training_transforms
+
+
+class Batch(NamedTuple):
+    """Images padded to a common size at their right and bottom.
+
+    Attributes:
+        images: (B, 3, H, W) float, normalised; 0 at padding.
+        mask: (B, H, W) bool, True = padding.
+        targets: one dict per image, see :class:`CocoDetection`.
+    """
+
+    images: Tensor
+    mask: Tensor
+    targets: list[dict[str, Any]]
+
+    def to(self, device: torch.device) -> "Batch":
+        targets = [{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in t.items()} for t in self.targets]
+        return Batch(self.images.to(device, non_blocking=True), self.mask.to(device, non_blocking=True), targets)
+
+
+def pad_batch(images: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Images (3, h, w) of any sizes -> (B, 3, H, W) and its mask (B, H, W), True = padding."""
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool)
+    for i, image in enumerate(images):
+        _, h, w = image.shape
+        batch[i, :, :h, :w] = image
+        mask[i, :h, :w] = False
+    return batch, mask
+
+
+def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
+    images, targets = zip(*samples, strict=True)
+    return Batch(*pad_batch(list(images)), list(targets))
+
+
+def build_dataset(coco_path: Path, split: str, image_size: int, seed: int) -> CocoDetection:
+    """split: "train" (with DETR's augmentation) or "val"."""
+    transforms = training_transforms(image_size) if split == "train" else evaluation_transforms(image_size)
+    annotations = coco_path / "annotations" / f"instances_{split}2017.json"
+    return CocoDetection(coco_path / f"{split}2017", annotations, transforms, seed)
+
+
+class EvaluationSampler(Sampler[int]):
+    """Every image of the dataset exactly once over all processes, also where they do not divide it evenly."""
+
+    def __init__(self, length: int, rank: int, world_size: int):
+        self.indices = range(rank, length, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def training_loader(
+    dataset: CocoDetection, batch_size: int, num_workers: int, seed: int, rank: int, world_size: int, pin_memory: bool
+) -> DataLoader:
+    """Batches of ``batch_size`` images per process, shuffled by (seed, epoch); the last incomplete batch is dropped.
+
+    The sampler deals the shuffled images out in turn, so that the batches of all processes together are those of one process with
+    a batch ``world_size`` times as large.
+    """
+    if len(dataset) < batch_size * world_size:
+        raise UserError(
+            f"the training set has {len(dataset)} images, fewer than one batch of {batch_size * world_size}: "
+            "choose a smaller --batch_size"
+        )
+    sampler = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
+    return _loader(dataset, sampler, batch_size, num_workers, pin_memory, drop_last=True)
+
+
+def evaluation_loader(
+    dataset: CocoDetection, batch_size: int, num_workers: int, rank: int, world_size: int, pin_memory: bool
+) -> DataLoader:
+    """Batches in the order of the dataset."""
+    return _loader(dataset, EvaluationSampler(len(dataset), rank, world_size), batch_size, num_workers, pin_memory, False)
+
+
+def _loader(dataset, sampler, batch_size: int, num_workers: int, pin_memory: bool, drop_last: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        drop_last=drop_last,
+        worker_init_fn=_follow_the_main_process,
+        generator=torch.Generator(),  # else the loader draws its workers' seed from the generator that dropout uses
+    )
+
+
+def _follow_the_main_process(worker: int) -> None:
+    """Leaves Ctrl-C to the main process, and keeps quiet about a connection that breaks because that one has gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    report = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, ConnectionError) else report(kind, error, trace)

@@ -1,0 +1,1 @@
+"""What every detector of this project shares."""

@@ -1,0 +1,105 @@
+"""Drawing a detector's answers on images."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import nn
+from tqdm import tqdm
+
+from .coco import read_image
+from .detector import Detector
+from .drawing import detection_panel, draw_detections, save_image
+from .errors import UserError
+from .transforms import boxes_of, evaluation_transforms
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Files as given, and the images of folders, sorted; UserError where there are none."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} holds no images: pass image files or a folder of them")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist: pass image files or folders to --predict")
+    return found
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    detector: Detector,
+    images: list[Path],
+    names: dict[int, str],
+    folder: Path,
+    args: Namespace,
+    information: bool,
+    truth: COCO | None = None,
+) -> None:
+    """Writes a picture per image to ``folder``: its detections; beside them, where asked, the true boxes and the self-information.
+
+    Args:
+        model: on its device.
+        names: category id -> name.
+        information: draw the self-information of the last encoder layer.
+        truth: the dataset that the images are from, to draw their true boxes.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    transforms = evaluation_transforms(args.image_size)
+    _make_folder(folder)
+    for path in tqdm(images, desc="pictures", leave=False):
+        image = read_image(path)
+        tensor = _tensor(image, transforms).to(device)[None]
+        mask = torch.zeros(1, *tensor.shape[-2:], dtype=torch.bool, device=device)
+        with detector.record(model) as clusters:
+            outputs = model(tensor, mask)
+        detections = detector.postprocess(outputs, torch.tensor([[image.height, image.width]], device=device))[0]
+        scores, labels, boxes = (detections[k].cpu().numpy() for k in ("scores", "labels", "boxes"))
+        kept = scores >= args.score_threshold
+        scores, labels, boxes = scores[kept], labels[kept].tolist(), boxes[kept]
+        pixels = np.asarray(image)
+        if not (information or truth):
+            picture = draw_detections(pixels, boxes, labels, scores, names)
+        else:
+            signal = _information(clusters, outputs["feature_size"]) if information else None
+            true_boxes = _true_boxes(truth, path) if truth else None
+            picture = detection_panel(pixels, boxes, labels, scores, names, signal, true_boxes)
+        save_image(folder / f"{path.stem}.png", picture)
+
+
+def _tensor(image: Image.Image, transforms) -> torch.Tensor:
+    no_boxes = {"boxes": boxes_of(torch.zeros(0, 4), image.height, image.width), "labels": torch.zeros(0, dtype=torch.long)}
+    return transforms(image, no_boxes)[0]
+
+
+def _information(clusters: dict, feature_size: tuple[int, int]) -> np.ndarray | None:
+    """(h, w) self-information in the last encoder layer; None for a detector without clustering."""
+    if not clusters:
+        return None
+    return list(clusters.values())[-1].information[0].reshape(feature_size).float().cpu().numpy()
+
+
+def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:
+    """Boxes (n, 4) xyxy in pixels and category ids of an image."""
+    [image_id] = [i for i, image in truth.imgs.items() if image["file_name"] == path.name]
+    annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"]]
+    xywh = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
+    return np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), [a["category_id"] for a in annotations]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}): choose another --output_dir") from error
