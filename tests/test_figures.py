@@ -36,7 +36,7 @@ def test_the_figure_shows_what_the_layer_computes(checkpoint):
     assert seen.plain.shape == (n, n) and seen.clustered.shape == (n, m) and 1 < m < n
     for weights in (seen.plain, seen.clustered):
         np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
-    assert not np.allclose(seen.index, figures.observe(checkpoint, image, 2).index)
+    assert not np.allclose(seen.index, figures.observe(checkpoint, image, 0).index)
 
 
 def test_both_pictures_are_written_to_the_output_folder(checkpoint, tmp_path):
