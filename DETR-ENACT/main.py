@@ -45,15 +45,16 @@ DEMO = {
     "image_size": 96,
     "hidden_dim": 128,
     "dim_feedforward": 256,
-    "enc_layers": 2,
-    "dec_layers": 2,
+    "pre_norm": True,
+    "enc_layers": 3,
+    "dec_layers": 3,
     "num_queries": 20,
     "dropout": 0.0,
     "batch_size": 8,
     "lr": 3e-4,
     "lr_backbone": 5e-4,
-    "epochs": 16,
-    "lr_drop": 13,
+    "epochs": 12,
+    "lr_drop": 10,
 }
 
 
