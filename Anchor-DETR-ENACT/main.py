@@ -3,6 +3,7 @@
 import math
 import sys
 from argparse import Namespace
+from functools import partial
 
 from anchor_detr import AnchorDETR, Transformer
 from torch import nn
@@ -12,8 +13,7 @@ from vendor.common.arguments import ARCHITECTURE, Parser, number
 from vendor.common.backbone import build_backbone
 from vendor.common.detector import Detector
 from vendor.common.errors import UserError
-from vendor.common.losses import SetCriterion
-from vendor.common.matching import HungarianMatcher
+from vendor.common.losses import build_criterion
 from vendor.common.postprocess import sigmoid_detections
 from vendor.common.run import main
 from vendor.enact import record
@@ -92,19 +92,13 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> nn.Mo
     return AnchorDETR(backbone, transformer, args.hidden_dim, aux_loss=not args.no_aux_loss)
 
 
-def build_criterion(args: Namespace, num_classes: int) -> SetCriterion:
-    matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, focal=True)
-    weights = {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
-    return SetCriterion(num_classes, matcher, weights, focal=True)
-
-
 OWN_ARCHITECTURE = ("attention_type", "spatial_prior", "num_query_position", "num_query_pattern", "num_feature_levels")
 
 DETECTOR = Detector(
     name="Anchor-DETR-ENACT",
     add_arguments=add_arguments,
     build_model=build_model,
-    build_criterion=build_criterion,
+    build_criterion=partial(build_criterion, focal=True),
     postprocess=sigmoid_detections,
     adapt=adapt,
     record=record,

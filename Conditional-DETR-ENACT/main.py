@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from functools import partial
 
 from conditional_detr import ConditionalDETR
 from torch import nn
@@ -11,8 +12,7 @@ from transformer import Transformer
 from vendor.common.arguments import Parser, add_query_options
 from vendor.common.backbone import build_backbone
 from vendor.common.detector import Detector
-from vendor.common.losses import SetCriterion
-from vendor.common.matching import HungarianMatcher
+from vendor.common.losses import build_criterion
 from vendor.common.positions import build_position_embedding
 from vendor.common.postprocess import sigmoid_detections
 from vendor.common.run import main
@@ -78,17 +78,11 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> nn.Mo
     )
 
 
-def build_criterion(args: Namespace, num_classes: int) -> SetCriterion:
-    matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, focal=True)
-    weights = {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
-    return SetCriterion(num_classes, matcher, weights, focal=True)
-
-
 DETECTOR = Detector(
     name="Conditional-DETR-ENACT",
     add_arguments=add_arguments,
     build_model=build_model,
-    build_criterion=build_criterion,
+    build_criterion=partial(build_criterion, focal=True),
     postprocess=sigmoid_detections,
     adapt=adapt,
     record=record,

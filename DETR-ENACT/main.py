@@ -11,8 +11,7 @@ from transformer import Transformer
 from vendor.common.arguments import ARCHITECTURE, Parser, add_query_options, number
 from vendor.common.backbone import build_backbone
 from vendor.common.detector import Detector
-from vendor.common.losses import SetCriterion
-from vendor.common.matching import HungarianMatcher
+from vendor.common.losses import build_criterion
 from vendor.common.positions import build_position_embedding
 from vendor.common.postprocess import softmax_detections
 from vendor.common.run import main
@@ -81,17 +80,11 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> nn.Mo
     )
 
 
-def build_criterion(args: Namespace, num_classes: int) -> SetCriterion:
-    matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, focal=False)
-    weights = {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
-    return SetCriterion(num_classes, matcher, weights, focal=False, eos_coef=args.eos_coef)
-
-
 DETECTOR = Detector(
     name="DETR-ENACT",
     add_arguments=add_arguments,
     build_model=build_model,
-    build_criterion=build_criterion,
+    build_criterion=lambda args, num_classes: build_criterion(args, num_classes, focal=False, eos_coef=args.eos_coef),
     postprocess=softmax_detections,
     adapt=adapt,
     record=record,

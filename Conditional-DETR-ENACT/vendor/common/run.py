@@ -111,8 +111,9 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
         raise UserError(f"{args.resume} does not say how many classes it has: pass a checkpoint that this repository wrote")
     model = _build_model(detector, args, checkpoint, checkpoint["num_classes"], accelerator.print)
     names, folder = checkpoint["category_names"], args.output_dir / "predictions"
-    predict(model.to(accelerator.device), detector, images, names, folder, args, information=args.information)
-    print(f"{len(images)} pictures in {folder}")
+    if accelerator.is_main_process:
+        predict(model.to(accelerator.device), detector, images, names, folder, args, information=args.information)
+        print(f"{len(images)} pictures in {folder}")
 
 
 def build_accelerator(args: Namespace) -> Accelerator:

@@ -3,6 +3,7 @@
 Shapes: L decoder layers, B images, Q queries, C classes, T objects of the batch.
 """
 
+from argparse import Namespace
 from typing import NamedTuple
 
 import torch
@@ -136,3 +137,10 @@ class SetCriterion(nn.Module):
             "class_error": class_error,
             "cardinality_error_unscaled": (found.sum(1).float() - sizes).abs().mean(),
         }
+
+
+def build_criterion(args: Namespace, num_classes: int, focal: bool, eos_coef: float = 0.1) -> SetCriterion:
+    """The losses of either family, see :class:`SetCriterion`, with the weights that the options give."""
+    matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, focal)
+    weights = {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    return SetCriterion(num_classes, matcher, weights, focal, eos_coef)
