@@ -8,7 +8,7 @@ from functools import partial
 from anchor_detr import AnchorDETR, Transformer
 from torch import nn
 
-from checkpoint import adapt
+from checkpoint import adapt, export, reveal
 from vendor.common.arguments import ARCHITECTURE, Parser, number
 from vendor.common.backbone import build_backbone
 from vendor.common.detector import Detector
@@ -100,7 +100,9 @@ DETECTOR = Detector(
     build_model=build_model,
     build_criterion=partial(build_criterion, focal=True),
     postprocess=sigmoid_detections,
+    reveal=reveal,
     adapt=adapt,
+    export=export,
     record=record,
     demo=DEMO,
     architecture=(*ARCHITECTURE, *OWN_ARCHITECTURE),

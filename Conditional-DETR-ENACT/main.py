@@ -7,7 +7,7 @@ from functools import partial
 from conditional_detr import ConditionalDETR
 from torch import nn
 
-from checkpoint import adapt
+from checkpoint import adapt, export, reveal
 from transformer import Transformer
 from vendor.common.arguments import Parser, add_query_options
 from vendor.common.backbone import build_backbone
@@ -84,7 +84,9 @@ DETECTOR = Detector(
     build_model=build_model,
     build_criterion=partial(build_criterion, focal=True),
     postprocess=sigmoid_detections,
+    reveal=reveal,
     adapt=adapt,
+    export=export,
     record=record,
     demo=DEMO,
 )

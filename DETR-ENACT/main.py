@@ -5,7 +5,7 @@ from argparse import BooleanOptionalAction, Namespace
 
 from torch import nn
 
-from checkpoint import adapt
+from checkpoint import adapt, export, reveal
 from detr import DETR
 from transformer import Transformer
 from vendor.common.arguments import ARCHITECTURE, Parser, add_query_options, number
@@ -86,7 +86,9 @@ DETECTOR = Detector(
     build_model=build_model,
     build_criterion=lambda args, num_classes: build_criterion(args, num_classes, focal=False, eos_coef=args.eos_coef),
     postprocess=softmax_detections,
+    reveal=reveal,
     adapt=adapt,
+    export=export,
     record=record,
     demo=DEMO,
     architecture=(*ARCHITECTURE, "pre_norm"),

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from . import interrupts
 from .checkpoint import save_checkpoint
 from .coco import CocoDetection
 from .data import Batch
@@ -87,9 +88,12 @@ def train(
                 log |= {"train_lr": lr, "test_coco_eval_bbox": stats, "epoch": epoch, "n_parameters": n_parameters}
                 write_log(args.output_dir, log, writer)
                 accelerator.print(f"epoch {epoch}: loss {train_log['loss']:.3f}, {summary(stats)}")
-    except KeyboardInterrupt as interrupt:
+    except (KeyboardInterrupt, Exception):
+        if not interrupts.received():
+            raise
         done = f"after epoch {finished}" if finished >= 0 else "at its start"
-        raise KeyboardInterrupt(f"{interrupt}; {last} holds the run {done}: continue with --resume {last}") from None
+        message = f"{interrupts.received()}; {last} holds the run {done}: continue with --resume {last}"
+        raise KeyboardInterrupt(message) from None
     finally:
         if writer:
             writer.close()
@@ -119,6 +123,7 @@ def train_one_epoch(
     progress = tqdm(total=steps, desc=f"epoch {epoch}", disable=not accelerator.is_local_main_process, leave=False)
     with progress:
         for batches in _groups(loader, accumulate):
+            interrupts.stop_if_received()
             seen = sum(Counts.of(batch.targets, num_queries) for batch in batches).to(accelerator.device)
             counts = Counts.normalised(accelerator.reduce(seen, "sum"), accelerator.num_processes)
             logs = []

@@ -1,6 +1,5 @@
 """A detector's command: train, evaluate or predict."""
 
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,9 +9,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from .arguments import check, common_parser, follow_checkpoint, parse
-from .checkpoint import load_checkpoint, load_model, load_model_to_finetune
+from . import interrupts
+from .arguments import HABITS, check, common_parser, follow_checkpoint, parse
+from .checkpoint import load_checkpoint, load_model, load_model_that_fits, save_checkpoint
 from .coco import CocoDetection, category_names
 from .data import build_dataset, evaluation_loader, training_loader
 from .detector import Detector
@@ -28,24 +29,19 @@ DEMO_PICTURES = 12
 
 def main(detector: Detector, argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code. A mistake of the user ends as one sentence and code 2."""
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), _interrupt)
+    interrupts.install()
     try:
         run(detector, argv)
     except UserError as error:
         print(f"{detector.name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"{detector.name}: {interrupt}", file=sys.stderr)
+    except (KeyboardInterrupt, Exception) as error:
+        if not interrupts.received():
+            raise
+        message = error if isinstance(error, KeyboardInterrupt) else interrupts.received()
+        print(f"{detector.name}: {message}", file=sys.stderr)
         return 130  # what shells call a run that was interrupted
     return 0
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    if hasattr(signal, "SIGCHLD"):
-        # A signal to the whole process group ends the loader's workers, too, which the loader would report as an error of its own.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
 
 def run(detector: Detector, argv: list[str] | None = None) -> None:
@@ -54,14 +50,19 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
     detector.add_arguments(parser)
     args, explicit = parse(parser, detector.demo, argv)
     check(args)
-    weights = args.resume or args.finetune
-    checkpoint = load_checkpoint(weights) if weights else {}
-    follow_checkpoint(args, explicit, checkpoint, weights, detector.architecture)
-    check(args)
     accelerator = build_accelerator(args)
+    checkpoint = {}
+    if args.resume or args.finetune:
+        with accelerator.main_process_first():  # one process downloads, the others find the file
+            checkpoint = load_checkpoint(args.resume or args.finetune)
+        accelerator.print(_follow(detector, args, explicit, checkpoint), end="")
+        check(args)
     torch.manual_seed(args.seed)
     if args.predict:
         run_prediction(detector, args, accelerator, checkpoint)
+        return
+    if args.export:
+        run_export(detector, args, checkpoint)
         return
 
     coco_path = _dataset_folder(args, accelerator)
@@ -72,8 +73,8 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
     for split, dataset in (("train2017", training), ("val2017", val)):
         if dataset and (remarks := dataset.remarks()):
             accelerator.print(f"{split}: {len(dataset)} images, of which {'; '.join(remarks)}")
-    num_classes = max(names) + 1
-    with accelerator.main_process_first():  # one process downloads, the others find the file
+    num_classes = checkpoint["num_classes"] if args.resume else max(names) + 1
+    with accelerator.main_process_first():
         model = _build_model(detector, args, checkpoint, num_classes, accelerator.print)
     criterion = detector.build_criterion(args, num_classes).to(accelerator.device)
     rank, world, pin = accelerator.process_index, accelerator.num_processes, accelerator.device.type == "cuda"
@@ -107,13 +108,38 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
     """Draws detections on images."""
     images = find_images(args.predict)
     prepare_output(args, accelerator)
-    if "num_classes" not in checkpoint:
-        raise UserError(f"{args.resume} does not say how many classes it has: pass a checkpoint that this repository wrote")
     model = _build_model(detector, args, checkpoint, checkpoint["num_classes"], accelerator.print)
-    names, folder = checkpoint["category_names"], args.output_dir / "predictions"
+    names = checkpoint.get("category_names") or _coco_names(checkpoint["num_classes"])
+    folder = args.output_dir / "predictions"
     if accelerator.is_main_process:
         predict(model.to(accelerator.device), detector, images, names, folder, args, information=args.information)
         print(f"{len(images)} pictures in {folder}")
+
+
+def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) -> None:
+    """Writes the weights under the published names, with the options that the model was built with."""
+    model = _build_model(detector, args, checkpoint, checkpoint["num_classes"], print)
+    options = {name: getattr(args, name) for name in (*detector.architecture, *HABITS) if hasattr(args, name)}
+    exported = {"model": detector.export(model.state_dict(), args.nheads), "args": options}
+    names = {"category_names": checkpoint["category_names"]} if "category_names" in checkpoint else {}
+    save_checkpoint(args.export, exported | names)
+    print(f"{len(exported['model'])} weights in {args.export}")
+
+
+def _follow(detector: Detector, args: Namespace, explicit: set[str], checkpoint: dict[str, Any]) -> str:
+    """Takes options and number of classes over from a checkpoint; returns a line that says what may surprise."""
+    path = args.resume or args.finetune
+    try:
+        revealed = detector.reveal(checkpoint["model"])
+    except (KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is not a checkpoint of {detector.name}: {error} is missing") from error
+    if args.finetune and revealed.get("clustering") == "none":  # a warm start of what the user asked for
+        explicit = explicit | {"clustering"}
+    follow_checkpoint(args, explicit, checkpoint, revealed, path, detector.architecture)
+    checkpoint["num_classes"] = revealed["num_classes"]
+    if revealed.get("clustering") == "window" and "clustering" not in {*explicit, *(checkpoint.get("args") or {})}:
+        return f"{path} is a released ENACT checkpoint: --clustering window, as it was trained\n"
+    return ""
 
 
 def build_accelerator(args: Namespace) -> Accelerator:
@@ -143,7 +169,18 @@ def _categories(args: Namespace, checkpoint: dict[str, Any], training: CocoDetec
             f"the annotations of val2017 have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
             "give both the same categories"
         )
+    if args.resume and max(names) >= checkpoint["num_classes"]:
+        raise UserError(
+            f"the dataset has the category id {max(names)}, but {args.resume} knows {checkpoint['num_classes']} classes: "
+            "train on another dataset with --finetune"
+        )
     return names
+
+
+def _coco_names(num_classes: int) -> dict[int, str]:
+    """The names of COCO's categories for a published checkpoint, which has 91 classes and no names."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return dict(enumerate(names)) if num_classes == len(names) else {}
 
 
 def _build_model(
@@ -151,10 +188,14 @@ def _build_model(
 ) -> nn.Module:
     path = args.resume or args.finetune
     model = detector.build_model(args, num_classes, not path)
-    if path:
-        state_dict = detector.adapt(checkpoint["model"])
-        if args.finetune:
-            say(load_model_to_finetune(model, state_dict, path, detector.may_be_new))
-        else:
-            load_model(model, state_dict, path)
+    if not path:
+        return model
+    state_dict = detector.adapt(checkpoint["model"], args.nheads)
+    clustered = any("W_prob" in name for name in state_dict)
+    if args.finetune:
+        say(load_model_that_fits(model, state_dict, path, detector.may_be_new))
+    elif (args.eval or args.predict) and clustered != (args.clustering != "none"):
+        say(load_model_that_fits(model, state_dict, path, ("W_prob",)))
+    else:
+        load_model(model, state_dict, path)
     return model

@@ -30,9 +30,9 @@ def parser_of_a_detector():
     return parser
 
 
-def options(*argv, checkpoint=None):
+def options(*argv, checkpoint=None, revealed=None):
     args, explicit = parse(parser_of_a_detector(), DEMO, list(argv))
-    follow_checkpoint(args, explicit, checkpoint or {}, "x.pth", ARCHITECTURE)
+    follow_checkpoint(args, explicit, checkpoint or {}, revealed or {}, "x.pth", ARCHITECTURE)
     return args
 
 
@@ -62,6 +62,14 @@ def test_a_resumed_run_goes_on_as_it_was():
     assert (resumed.lr, resumed.epochs, resumed.lr_drop, resumed.coco_path) == (9.0, 7, 3, None)
     tuned = options("--finetune", "x.pth", checkpoint=own)
     assert (tuned.lr, tuned.epochs, tuned.hidden_dim) == (5e-5, 300, 64)
+
+
+def test_what_the_weights_tell_counts_more_than_what_the_file_says():
+    """Protects files whose options are of another repository; only the clustering is a habit that the file knows better."""
+    published = {"args": {"hidden_dim": 512, "clustering": "region", "lr": 9.0}}
+    args = options(checkpoint=published, revealed={"hidden_dim": 64, "clustering": "window"})
+    assert (args.hidden_dim, args.clustering, args.lr) == (64, "region", 5e-5)
+    assert options(revealed={"clustering": "window"}).clustering == "window"
 
 
 def test_every_option_of_a_checkpoint_exists():

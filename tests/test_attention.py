@@ -258,10 +258,15 @@ def test_one_device_synchronisation_per_layer(clustering, monkeypatch):
         return [3, 7]
 
     monkeypatch.setattr(FakeTensor, "tolist", tolist)
-    with FakeTensorMode(), Created() as created, torch.device("cuda"):
-        encoder = TransformerEncoder(16, 2, num_layers=3, dim_feedforward=32, clustering=clustering)
-        src, padding = torch.randn(2, 30, 16), torch.zeros(2, 30, dtype=torch.bool)
-        assert encoder(src, padding, src).shape == src.shape
-        assert reads == [(2,)] * 3
-        encoder.layers[0].self_attn(src, src, src, padding)
+    try:
+        with FakeTensorMode(), Created() as created, torch.device("cuda"):
+            encoder = TransformerEncoder(16, 2, num_layers=3, dim_feedforward=32, clustering=clustering)
+            src, padding = torch.randn(2, 30, 16), torch.zeros(2, 30, dtype=torch.bool)
+            assert encoder(src, padding, src).shape == src.shape
+            assert reads == [(2,)] * 3
+            encoder.layers[0].self_attn(src, src, src, padding)
+    except RuntimeError as error:
+        if "CUDA driver" in str(error):
+            pytest.skip("the fake GPU tensors of this version of torch need a CUDA driver")
+        raise
     assert len(reads) == 4 and created.devices == {"cuda"}

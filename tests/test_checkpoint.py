@@ -3,12 +3,13 @@
 import argparse
 import pickle
 from collections import OrderedDict
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
-from common.checkpoint import load_checkpoint, load_model, load_model_to_finetune, save_checkpoint
+from common.checkpoint import load_checkpoint, load_model, load_model_that_fits, save_checkpoint
 from common.errors import UserError
 
 MAY_BE_NEW = ("class_embed", "W_prob")
@@ -87,7 +88,7 @@ def test_a_bare_state_dict_is_a_checkpoint(tmp_path, kind):
             pickle.dumps({"model": {}, "args": argparse.Namespace()}, protocol=2),
             "is not a checkpoint that PyTorch reads with weights_only",
         ),
-        ({"model": {}, "args": argparse.Namespace(lr=1)}, "is not a checkpoint that PyTorch reads with weights_only"),
+        ({"model": {}, "args": Fraction(1, 2)}, "is not a checkpoint that PyTorch reads with weights_only"),
         ([1, 2], "holds no 'model'"),
         ({}, "holds no 'model'"),
         ({"state_dict": {"weight": torch.ones(1)}}, "holds no 'model'"),
@@ -145,7 +146,7 @@ def test_finetuning_loads_what_fits(ours, theirs, new):
     """Protects the warm start: a new class head or probability layer keeps its fresh weights and is reported, all else loads."""
     model, published = Model(**ours), Model(**theirs).state_dict()
     fresh = copy_of(model.state_dict())
-    assert load_model_to_finetune(model, published, "x.pth", MAY_BE_NEW) == f"x.pth: all weights loaded{new}"
+    assert load_model_that_fits(model, published, "x.pth", MAY_BE_NEW) == f"x.pth: all weights loaded{new}"
     kept = {key for key in fresh if key in new}
     assert differing(model, {**fresh, **published} | {key: fresh[key] for key in kept}) == set()
 
@@ -156,5 +157,5 @@ def test_finetuning_refuses_what_is_not_this_detectors(theirs):
     model = Model()
     before = copy_of(model.state_dict())
     with pytest.raises(UserError, match=r"^x.pth is not a checkpoint of this detector .*layers\.\d\.bias"):
-        load_model_to_finetune(model, Model(**theirs).state_dict(), "x.pth", MAY_BE_NEW)
+        load_model_that_fits(model, Model(**theirs).state_dict(), "x.pth", MAY_BE_NEW)
     assert not differing(model, before)

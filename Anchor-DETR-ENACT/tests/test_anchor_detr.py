@@ -10,7 +10,7 @@ import torch
 from anchor_detr import Transformer
 from torch import nn
 
-from checkpoint import adapt
+from checkpoint import adapt, export
 from main import DETECTOR
 from transformer import embed_2d, pixel_coordinates
 from vendor.common.arguments import common_parser, parse
@@ -137,7 +137,9 @@ def test_released_checkpoints_are_converted():
             q_row, q_col, k_row, k_col, v = value.chunk(5)
             value = torch.cat((k_row, k_col, q_row, q_col, v))
         released[name.replace("self_attn.W_prob", "ENACT.W_prob")] = value
-    adapted = adapt(released)
+    adapted = adapt(released, 4)
     assert adapted.keys() == own.keys()
     assert all(torch.equal(adapted[name], value) for name, value in own.items())
-    assert all(adapt(own)[name] is value for name, value in own.items())
+    exported = export(own, 4)
+    assert exported.keys() == released.keys() and all(torch.equal(exported[name], value) for name, value in released.items())
+    assert all(adapt(own, 4)[name] is value for name, value in own.items())

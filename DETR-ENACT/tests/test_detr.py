@@ -7,6 +7,7 @@ import json
 import math
 import re
 from argparse import Namespace
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-from checkpoint import adapt
+from checkpoint import adapt, export
 from main import DETECTOR
 from vendor.common.arguments import common_parser, parse
 from vendor.common.data import pad_batch
@@ -158,6 +159,32 @@ def test_plain_detr_agrees_with_an_independent_implementation(position_embedding
     assert min(logits.std(2).min(), boxes.std(2).min()) > 1e-3, "the weights must be such that the queries differ"
 
 
+def library_names(ours: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The inverse of :func:`detr_names`, for the names that the library wants."""
+    theirs = {}
+    for name in names:
+        part = re.search(r"\.([qkv])_proj\.", name)
+        stand_in = name if part is None else name.replace(f".{part[1]}_proj.", ".q_proj.")
+        renamed = {stand_in.replace(".q_proj.", f".{p}_proj."): torch.empty(0) for p in ("qkv" if part else "q")}
+        [our_name] = detr_names(renamed)
+        theirs[name] = ours[our_name] if part is None else ours[our_name].chunk(3)["qkv".index(part[1])]
+    return theirs
+
+
+@torch.no_grad()
+def test_an_exported_detr_loads_into_transformers():
+    """Exported weights have DETR's names: renamed for the library, all of them load there and give the same outputs."""
+    theirs = transformers_detr("sine")
+    ours = build(f"{TINY} --clustering none --dropout 0").eval()
+    exported = export(ours.state_dict(), 4)
+    theirs.load_state_dict(library_names(exported, theirs.state_dict()))
+    images, mask = padded_batch()
+    logits, boxes = layer_outputs(theirs, images, mask)
+    outputs = ours(images, mask)
+    torch.testing.assert_close(outputs["pred_logits"], logits[-1:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs["pred_boxes"], boxes[-1:], rtol=0, atol=1e-4)
+
+
 def published(kind: str) -> dict[str, list[int]]:
     """Names and shapes of a published checkpoint; in the file, [0-5] in a name stands for each of these numbers."""
     data = json.loads((Path(__file__).parent / "data" / "published.json").read_text())
@@ -185,13 +212,13 @@ def test_published_checkpoints_fit(kind, clustering, count):
     with torch.device("meta"):
         weights = {name: torch.empty(shape) for name, shape in shapes.items()}
         model = build(f"--clustering {clustering}", num_classes=91)
-    assert shapes_of(adapt(weights)) == shapes_of(model.state_dict())
+    assert shapes_of(adapt(weights, 8)) == shapes_of(model.state_dict())
 
 
 def test_own_checkpoints_are_left_as_they_are():
     """What this repository wrote goes through the same adapter and comes out unchanged."""
     weights = build(f"{TINY} --clustering region").state_dict()
-    adapted = adapt(weights)
+    adapted = adapt(weights, 4)
     assert adapted.keys() == weights.keys()
     assert all(adapted[name] is value for name, value in weights.items())
 
@@ -248,7 +275,7 @@ def test_the_released_attention_is_reproduced(n):
     assert length > 1 and n % length > 0, "the case must have windows of several pixels, and pixels that are dropped"
 
     prefix = "transformer.encoder.layers.0.self_attn."
-    adapted = adapt({prefix + name: value for name, value in weights.items()})
+    adapted = adapt({prefix + name: value for name, value in weights.items()}, heads)
     attention = ClusteredAttention(d, heads, batch_first=True, clustering="window", smoothing_sigma=sigma, dtype=torch.float64)
     attention.load_state_dict({name.removeprefix(prefix): value for name, value in adapted.items()})
     out, _ = attention(key[None], key[None], value[None])

@@ -26,7 +26,9 @@ class Detector:
         build_model: ``(args, num_classes, load_backbone)`` -> the model; ``load_backbone`` says whether to read pretrained weights.
         build_criterion: ``(args, num_classes)`` -> the losses.
         postprocess: outputs and original sizes (B, 2) -> detections per image, see ``postprocess.py``.
-        adapt: a published state dict -> this model's state dict; its own comes back as it is.
+        reveal: a state dict, published or its own -> the options that it tells, and ``num_classes``.
+        adapt: such a state dict and the number of heads -> this model's state dict; its own comes back as it is.
+        export: this model's state dict and the number of heads -> the published names.
         record: a context that collects, per encoder layer, something with ``information`` (B, N).
         demo: the options of ``--demo`` that differ from the recipe.
         may_be_new: parts of the names of weights that ``--finetune`` may start anew.
@@ -38,7 +40,9 @@ class Detector:
     build_model: Callable[[Namespace, int, bool], nn.Module]
     build_criterion: Callable[[Namespace, int], SetCriterion]
     postprocess: Callable[[dict[str, Tensor], Tensor], list[dict[str, Tensor]]]
-    adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    reveal: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    adapt: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
+    export: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
     record: Callable[[nn.Module], AbstractContextManager[dict[str, Any]]]
     demo: dict[str, Any]
     may_be_new: tuple[str, ...] = ("class_embed", "W_prob")

@@ -27,3 +27,19 @@ def convert_released_attention(state_dict: Mapping[str, Tensor], num_heads: int)
             converted[f"{layer}in_proj_{part}"] = torch.cat((q * head_dim**0.5, k, v / head_dim))
             converted[f"{layer}out_proj.{part}"] = converted.pop(f"{layer}W_o.{part}")
     return converted
+
+
+def to_released_attention(state_dict: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
+    """The inverse of :func:`convert_released_attention`, for every attention that has a ``W_prob``."""
+    released = dict(state_dict)
+    for key in state_dict:
+        if not key.endswith("W_prob.weight"):
+            continue
+        layer = key.removesuffix("W_prob.weight")
+        head_dim = state_dict[key].shape[1] // num_heads
+        for part in ("weight", "bias"):
+            q, k, v = released.pop(f"{layer}in_proj_{part}").chunk(3)
+            for name, value in (("q", q / head_dim**0.5), ("k", k), ("v", v * head_dim)):
+                released[f"{layer}W_{name}.{part}"] = value
+            released[f"{layer}W_o.{part}"] = released.pop(f"{layer}out_proj.{part}")
+    return released

@@ -24,7 +24,7 @@ ARCHITECTURE = (
 )
 # Options of one call, which a resumed run does not take over from the one before.
 OF_A_CALL = {
-    *("coco_path", "demo", "eval", "predict", "information", "score_threshold", "resume", "finetune", "output_dir"),
+    *("coco_path", "demo", "eval", "export", "predict", "information", "score_threshold", "resume", "finetune", "output_dir"),
     *("device", "num_workers"),
 }
 # Options that belong to a checkpoint's model and may still be changed when it is used.
@@ -66,7 +66,8 @@ def common_parser(name: str) -> Parser:
     what.add_argument("--predict", type=Path, nargs="+", metavar="PATH", help="images or folders to draw detections on")
     what.add_argument("--information", action="store_true", help="with --predict: the self-information map beside each image")
     what.add_argument("--score_threshold", type=float, default=0.5, help="with --predict: least score of a box that is drawn")
-    what.add_argument("--resume", metavar="CKPT", help="checkpoint to continue, evaluate or predict with")
+    what.add_argument("--resume", metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL")
+    what.add_argument("--export", type=Path, metavar="PATH", help="write the resumed checkpoint under the published names")
     what.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")
     what.add_argument("--output_dir", type=Path, default=Path("runs") / name, help="for all that is written (default: %(default)s)")
 
@@ -138,13 +139,14 @@ def parse(parser: Parser, demo: dict[str, Any], argv: list[str] | None) -> tuple
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError where options contradict each other."""
-    if args.eval and args.predict:
-        raise UserError("--eval and --predict are two different runs: choose one")
-    if (args.eval or args.predict) and not args.resume:
-        raise UserError(f"{'--eval' if args.eval else '--predict'} needs weights: pass a checkpoint with --resume")
+    chosen = [f"--{name}" for name in ("eval", "predict", "export") if getattr(args, name)]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} are different runs: choose one")
+    if chosen and not args.resume:
+        raise UserError(f"{chosen[0]} needs weights: pass a checkpoint with --resume")
     if args.resume and args.finetune:
         raise UserError("--resume continues a run and --finetune starts one: choose one")
-    if not (args.coco_path or args.demo or args.predict):
+    if not (args.coco_path or args.demo or args.predict or args.export):
         raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")
     if args.hidden_dim % args.nheads or args.hidden_dim % 4:
         raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by 4 and by --nheads {args.nheads}")
@@ -155,21 +157,36 @@ def check(args: argparse.Namespace) -> None:
 
 
 def follow_checkpoint(
-    args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any], path: str, architecture: tuple[str, ...]
+    args: argparse.Namespace,
+    explicit: set[str],
+    checkpoint: dict[str, Any],
+    revealed: dict[str, Any],
+    path: str,
+    architecture: tuple[str, ...],
 ) -> None:
     """Takes options over from the checkpoint: those that shape the model, and to resume a run of this repository all its others.
+
+    Args:
+        args: changed in place.
+        explicit: names of the options that the user gave.
+        checkpoint: with the options that it was trained with under ``args``, as far as it has them.
+        revealed: the options that its weights tell.
+        path: of the checkpoint, for messages.
+        architecture: the options that shape the model.
 
     Raises:
         UserError: an option that shapes the model was given on the command line with another value.
     """
-    recorded = checkpoint.get("args")
-    if not isinstance(recorded, dict):
-        return
+    recorded = checkpoint.get("args") or {}
     for name in architecture:
-        if name in recorded and name in explicit and getattr(args, name) != recorded[name]:
-            raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {recorded[name]}")
+        known = revealed.get(name, recorded.get(name))
+        if known is None or name in explicit and getattr(args, name) == known:
+            continue
+        if name in explicit:
+            raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {known}")
+        setattr(args, name, known)
     resumed = args.resume and "detector" in checkpoint
-    followed = vars(args).keys() - OF_A_CALL if resumed else (*architecture, *HABITS)
-    for name in followed:
-        if name in recorded and name not in explicit:
-            setattr(args, name, recorded[name])
+    options = revealed | recorded
+    for name in vars(args).keys() - OF_A_CALL - {*architecture} if resumed else HABITS:
+        if name in options and name not in explicit:
+            setattr(args, name, options[name])

@@ -3,8 +3,9 @@
 Shapes: B images, C channels, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -17,7 +18,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from .errors import UserError
 
-BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
+BLOCKS = {  # per stage, and whether they are bottlenecks
+    "resnet10": ((1, 1, 1, 1), False),
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+}
+BACKBONES = tuple(BLOCKS)
 
 
 class Backbone(nn.Module):
@@ -99,6 +107,24 @@ def _weights_from_file(path: Path) -> dict[str, Tensor]:
         return {k: v for k, v in content.items() if isinstance(v, Tensor)}
     except Exception as error:
         raise UserError(f"--backbone_weights {path} is not a PyTorch state dict: pass default, none or a file") from error
+
+
+def reveal_backbone(keys: Iterable[str]) -> dict[str, Any]:
+    """The options that the names of a detector's weights tell about its backbone.
+
+    ``last_stage``; ``backbone`` where only one fits; and ``backbone_weights`` "none" where its batch norm was trained.
+    """
+    keys = [key.partition("body.")[2] for key in keys if "body." in key]
+    found = [{key.split(".")[1] for key in keys if key.startswith(f"layer{stage}.")} for stage in range(1, 5)]
+    depths = tuple(len(blocks) for blocks in found if blocks)
+    bottleneck = any(".conv3." in key for key in keys)
+    options: dict[str, Any] = {"last_stage": len(depths)}
+    fits = [name for name, (blocks, kind) in BLOCKS.items() if (blocks[: len(depths)], kind) == (depths, bottleneck)]
+    if len(fits) == 1:
+        options["backbone"] = fits[0]
+    if any(key.endswith("num_batches_tracked") for key in keys):
+        options["backbone_weights"] = "none"
+    return options
 
 
 def build_backbone(name: str, dilation: bool, weights: str, load_weights: bool, layers: Sequence[str] = ("layer4",)) -> Backbone:
