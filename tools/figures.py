@@ -19,8 +19,8 @@ from common.arguments import Parser, number
 from common.checkpoint import load_checkpoint, load_model
 from common.drawing import contact_sheet, save_image
 from common.errors import UserError
+from common.predict import image_tensor
 from common.shapes_drawing import draw_image
-from common.transforms import boxes_of, evaluation_transforms
 from tools.detectors import load, options
 from tools.framework_figure import Observation, draw_framework
 
@@ -49,8 +49,7 @@ def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     inputs = []
     handle = attention.register_forward_pre_hook(lambda module, given: inputs.extend(given))
     height, width = image.shape[:2]
-    no_boxes = {"boxes": boxes_of(torch.zeros(0, 4), height, width), "labels": torch.zeros(0, dtype=torch.long)}
-    tensor, _ = evaluation_transforms(min(height, width))(Image.fromarray(image), no_boxes)
+    tensor = image_tensor(Image.fromarray(image), min(height, width))
     with main.DETECTOR.record(model) as records:
         size = model(tensor[None], torch.zeros(1, height, width, dtype=torch.bool))["feature_size"]
     handle.remove()

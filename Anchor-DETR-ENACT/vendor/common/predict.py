@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from torch import nn
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from .coco import read_image
@@ -56,11 +57,10 @@ def predict(
     """
     model.eval()
     device = next(model.parameters()).device
-    transforms = evaluation_transforms(args.image_size)
     _make_folder(folder)
     for path in tqdm(images, desc="pictures", leave=False):
         image = read_image(path)
-        tensor = _tensor(image, transforms).to(device)[None]
+        tensor = image_tensor(image, args.image_size).to(device)[None]
         mask = torch.zeros(1, *tensor.shape[-2:], dtype=torch.bool, device=device)
         with detector.record(model) as clusters:
             outputs = model(tensor, mask)
@@ -78,9 +78,10 @@ def predict(
         save_image(folder / f"{path.stem}.png", picture)
 
 
-def _tensor(image: Image.Image, transforms) -> torch.Tensor:
+def image_tensor(image: Image.Image, image_size: int) -> torch.Tensor:
+    """An image as the model sees it in evaluation: (3, H, W)."""
     no_boxes = {"boxes": boxes_of(torch.zeros(0, 4), image.height, image.width), "labels": torch.zeros(0, dtype=torch.long)}
-    return transforms(image, no_boxes)[0]
+    return evaluation_transforms(image_size)(image, no_boxes)[0]
 
 
 def _information(clusters: dict, feature_size: tuple[int, int]) -> np.ndarray | None:
@@ -94,8 +95,8 @@ def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:
     """Boxes (n, 4) xyxy in pixels and category ids of an image."""
     [image_id] = [i for i, image in truth.imgs.items() if image["file_name"] == path.name]
     annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"]]
-    xywh = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
-    return np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1), [a["category_id"] for a in annotations]
+    xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
+    return box_convert(xywh, "xywh", "xyxy").numpy(), [a["category_id"] for a in annotations]
 
 
 def _make_folder(folder: Path) -> None:

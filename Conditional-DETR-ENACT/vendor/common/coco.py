@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from torch.utils.data import Dataset
+from torchvision.ops import box_convert
 
 from .errors import UserError
 from .transforms import boxes_of
@@ -138,7 +139,7 @@ class CocoDetection(Dataset):
         width, height = image.size
         annotations = [a for a in self.coco.imgToAnns[image_id] if not a["iscrowd"]]
         xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-        boxes = torch.cat((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), 1)
+        boxes = box_convert(xywh, "xywh", "xyxy")
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from .losses import Counts, SetCriterion
@@ -59,8 +60,7 @@ def coco_results(image_ids: list[int], detections: list[dict[str, Tensor]]) -> l
     """Detections (``scores`` (k,), ``labels`` (k,), ``boxes`` (k, 4) xyxy pixels, per image) in COCO's results format."""
     results = []
     for image_id, detection in zip(image_ids, detections, strict=True):
-        boxes = detection["boxes"].double()
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes = box_convert(detection["boxes"].double(), "xyxy", "xywh")
         rows = zip(boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
         results += [{"image_id": image_id, "category_id": c, "bbox": box, "score": s} for box, c, s in rows]
     return results
