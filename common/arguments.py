@@ -25,7 +25,7 @@ ARCHITECTURE = (
 # Options of one call, which a resumed run does not take over from the one before.
 OF_A_CALL = {
     *("coco_path", "demo", "eval", "export", "predict", "information", "score_threshold", "resume", "finetune", "output_dir"),
-    *("device", "num_workers"),
+    *("device", "num_workers", "channels_last", "compile", "cache_mode"),
 }
 # Options that belong to a checkpoint's model and may still be changed when it is used.
 HABITS = ("clustering", "smoothing_sigma", "backbone_weights", "image_size")
@@ -75,12 +75,18 @@ def common_parser(name: str) -> Parser:
     machine.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one, else cpu")
     machine.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="mixed precision (default: %(default)s)")
     machine.add_argument("--num_workers", type=number(int, 0), default=2, help="processes that load images (default: %(default)s)")
+    machine.add_argument("--cache_mode", action="store_true", help="read the image files once and keep them in memory")
+    machine.add_argument("--channels_last", action=BooleanOptionalAction, default=False, help="memory format of the backbone")
+    machine.add_argument("--compile", action="store_true", help="torch.compile of the backbone and the decoder layers")
     machine.add_argument("--seed", type=number(int, 0), default=42)
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=positive)
     recipe.add_argument("--batch_size", type=positive, help="images per step and GPU")
     recipe.add_argument("--accumulate", type=positive, default=1, help="batches per optimiser step (default: %(default)s)")
+    recipe.add_argument(
+        "--bucket", action=BooleanOptionalAction, default=False, help="batches of images of similar shape, which need less padding"
+    )
     recipe.add_argument("--lr", type=number(float, 0), default=5e-5)
     recipe.add_argument("--lr_backbone", type=number(float, 0), default=1e-5)
     recipe.add_argument("--lr_drop", type=positive, help="epochs after which the learning rates are divided by 10")

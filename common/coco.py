@@ -3,16 +3,18 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
+from tqdm import tqdm
 
 from .errors import UserError
 from .transforms import boxes_of
@@ -98,6 +100,7 @@ class CocoDetection(Dataset):
         self.transforms = transforms
         self.seed = seed
         self.epoch = 0
+        self.files: Files | None = None
         self._check_files(annotation_file)
 
     def _check_files(self, annotation_file: Path) -> None:
@@ -133,9 +136,28 @@ class CocoDetection(Dataset):
         """The file of an image."""
         return self.image_folder / self.coco.imgs[image_id]["file_name"]
 
+    def keep_files(self, progress: bool = True) -> None:
+        """Reads the files of all images into memory, where every later item comes from. Workers that start afterwards share them.
+
+        Raises:
+            UserError: they do not fit, or one cannot be read.
+        """
+        self.files = Files([self.path(i) for i in self.ids], self.image_folder, progress)
+
+    def aspect_ratios(self) -> list[float]:
+        """Width / height of every image: as its entry says, or its file where the entry does not."""
+        return [self._aspect_ratio(i) for i in self.ids]
+
+    def _aspect_ratio(self, image_id: int) -> float:
+        width, height = (self.coco.imgs[image_id].get(side) for side in ("width", "height"))
+        if not all(isinstance(side, (int, float)) and 0 < side < np.inf for side in (width, height)):
+            with open_image(self.path(image_id)) as image:  # which reads no pixels
+                width, height = image.size
+        return width / height
+
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
         image_id = self.ids[index]
-        image = read_image(self.path(image_id))
+        image = read_image(self.path(image_id), self.files and self.files[index])
         width, height = image.size
         annotations = [a for a in self.coco.imgToAnns[image_id] if not a["iscrowd"]]
         xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
@@ -151,20 +173,76 @@ class CocoDetection(Dataset):
             "orig_size": torch.tensor([height, width]),
         }
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0]))
+            # The host's generator alone: torch.manual_seed would seed those of the GPUs too, which dropout uses, and takes longer.
+            torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0]))
             return self.transforms(image, target)
 
 
-def read_image(path: Path) -> Image.Image:
+class Files:
+    """What files hold, in one block of memory.
+
+    One object for each of them would be copied into every worker in time: Python writes to an object that it only reads, to count
+    its references.
+
+    Args:
+        paths: of the files.
+        folder: their folder, for messages.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: they do not fit into the memory, or one cannot be read.
+    """
+
+    def __init__(self, paths: list[Path], folder: Path, progress: bool = True):
+        sizes = [path.stat().st_size for path in paths]
+        total, available = sum(sizes), psutil.virtual_memory().available
+        if total > available:
+            raise UserError(
+                f"the images of {folder} take {total / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory are free: "
+                "leave out --cache_mode"
+            )
+        self.ends = np.cumsum(sizes)
+        self.content = torch.empty(total, dtype=torch.uint8)
+        block = memoryview(self.content.numpy())
+        with tqdm(total=total, desc=f"reading {folder.name}", unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
+            for path, end, size in zip(paths, self.ends.tolist(), sizes):
+                try:
+                    with open(path, "rb") as file:
+                        file.readinto(block[end - size : end])
+                except OSError as error:
+                    raise UserError(f"{path} cannot be read ({error.strerror}): repair it or remove it from the dataset") from error
+                bar.update(size)
+
+    def __getitem__(self, index: int) -> bytes:
+        start = self.ends[index - 1] if index else 0
+        return self.content[start : self.ends[index]].numpy().tobytes()
+
+
+@contextlib.contextmanager
+def open_image(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
+    """An image whose pixels are not read yet; ``content`` is what the file holds, if that is known.
+
+    Raises:
+        UserError: not an image, or, inside the context, a truncated one.
+    """
+    try:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image ({error}): repair it or remove it from the dataset") from error
+
+
+def read_image(path: Path, content: bytes | None = None) -> Image.Image:
     """An image as RGB, whatever its mode; its EXIF rotation is ignored, as COCO's annotations do.
+
+    Args:
+        path: of the file.
+        content: what it holds, if that is known.
 
     Raises:
         UserError: not an image, or a truncated one.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, leaving a white image
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image ({error}): repair it or remove it from the dataset") from error
+    with open_image(path, content) as image:
+        if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, leaving a white image
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")

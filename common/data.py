@@ -5,16 +5,16 @@ Shapes: B images, H x W pixels of the padded batch.
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from .coco import CocoDetection
 from .errors import UserError
+from .sampling import BucketSampler, EvaluationSampler
 from .transforms import evaluation_transforms, training_transforms
 
 
@@ -61,33 +61,30 @@ def build_dataset(coco_path: Path, split: str, image_size: int, seed: int) -> Co
     return CocoDetection(coco_path / f"{split}2017", annotations, transforms, seed)
 
 
-class EvaluationSampler(Sampler[int]):
-    """Every image of the dataset exactly once over all processes, also where they do not divide it evenly."""
-
-    def __init__(self, length: int, rank: int, world_size: int):
-        self.indices = range(rank, length, world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
 def training_loader(
-    dataset: CocoDetection, batch_size: int, num_workers: int, seed: int, rank: int, world_size: int, pin_memory: bool
+    dataset: CocoDetection,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+    pin_memory: bool,
+    bucket: bool = False,
 ) -> DataLoader:
     """Batches of ``batch_size`` images per process, shuffled by (seed, epoch); the last incomplete batch is dropped.
 
     The sampler deals the shuffled images out in turn, so that the batches of all processes together are those of one process with
-    a batch ``world_size`` times as large.
+    a batch ``world_size`` times as large. With ``bucket`` the images of a batch have similar shapes.
     """
     if len(dataset) < batch_size * world_size:
         raise UserError(
             f"the training set has {len(dataset)} images, fewer than one batch of {batch_size * world_size}: "
             "choose a smaller --batch_size"
         )
-    sampler = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
+    if bucket:
+        sampler = BucketSampler(dataset.aspect_ratios(), batch_size, seed, rank, world_size)
+    else:
+        sampler = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True)
     return _loader(dataset, sampler, batch_size, num_workers, pin_memory, drop_last=True)
 
 

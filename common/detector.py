@@ -18,7 +18,8 @@ class Detector:
 
     A model maps images (B, 3, H, W) and a mask (B, H, W), True = padding, to a dict of ``pred_logits`` (L, B, Q, C), ``pred_boxes``
     (L, B, Q, 4), cxcywh in [0, 1], for its L decoder layers, and ``feature_size``, height and width of its feature map. Its
-    attribute ``num_queries`` is Q, and its parameters whose name contains ``backbone`` get their own learning rate.
+    attribute ``num_queries`` is Q, its parameters whose name contains ``backbone`` get their own learning rate, and ``--compile``
+    compiles its modules named ``decoder.layers.<i>`` or ``decoder_layers.<i>``.
 
     Attributes:
         name: its folder's name.

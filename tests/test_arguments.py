@@ -64,6 +64,17 @@ def test_a_resumed_run_goes_on_as_it_was():
     assert (tuned.lr, tuned.epochs, tuned.hidden_dim) == (5e-5, 300, 64)
 
 
+def test_a_resumed_run_is_made_fast_by_its_own_machine():
+    """Protects machines without a compiler or enough memory from the options of another one; what a batch holds is the recipe's."""
+    options_of_speed = {"bucket": True, "compile": True, "cache_mode": True, "channels_last": True}
+    own = {"args": CHECKPOINT | options_of_speed, "detector": "X-ENACT"}
+    resumed = options("--resume", "x.pth", checkpoint=own)
+    assert {name: getattr(resumed, name) for name in options_of_speed} == dict.fromkeys(options_of_speed, False) | {"bucket": True}
+    assert not options("--resume", "x.pth", "--no-bucket", checkpoint=own).bucket
+    older = {"args": CHECKPOINT, "detector": "X-ENACT"}  # which does not know the options
+    assert not any(getattr(options("--resume", "x.pth", checkpoint=older), name) for name in options_of_speed)
+
+
 def test_what_the_weights_tell_counts_more_than_what_the_file_says():
     """Protects files whose options are of another repository; only the clustering is a habit that the file knows better."""
     published = {"args": {"hidden_dim": 512, "clustering": "region", "lr": 9.0}}

@@ -1,9 +1,13 @@
 """Batches: padding, and which images come in which batch of which process."""
 
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from common.data import EvaluationSampler, build_dataset, evaluation_loader, pad_batch, training_loader
+from common.data import build_dataset, evaluation_loader, pad_batch, training_loader
 from common.errors import UserError
 from common.shapes import write_shapes_dataset
 
@@ -35,11 +39,12 @@ def test_padding_is_zero_and_marked():
         assert not padding[:h, :w].any() and padding.sum() == 5 * 7 - h * w
 
 
-def test_batches_of_two_processes_are_those_of_one_with_twice_the_size(training):
+@pytest.mark.parametrize("bucket", [False, True])
+def test_batches_of_two_processes_are_those_of_one_with_twice_the_size(training, bucket):
     """Protects the recipe on several GPUs: the same images in each step, none twice, in an order that changes by epoch and seed."""
 
     def batches(batch_size, rank, world_size, epoch=0, seed=0):
-        return batches_of(training_loader(training, batch_size, 0, seed, rank, world_size, False), epoch)
+        return batches_of(training_loader(training, batch_size, 0, seed, rank, world_size, False, bucket), epoch)
 
     whole = batches(4, 0, 1)
     assert [len(batch) for batch in whole] == [4, 4] and len(set(sum(whole, []))) == 8
@@ -48,20 +53,14 @@ def test_batches_of_two_processes_are_those_of_one_with_twice_the_size(training)
     assert batches(4, 0, 1) == whole != batches(4, 0, 1, epoch=1) and batches(4, 0, 1, seed=1) != whole
 
 
-def test_loading_leaves_the_global_generator_alone(training):
-    """Protects resumed runs: dropout draws the same numbers whether or not images were loaded in between."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_generators_alone(training, workers, monkeypatch):
+    """Protects resumed runs: dropout draws the same numbers, here and on a GPU, whether or not images were loaded in between."""
+    seeded = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeded.append)
     before = torch.get_rng_state()
-    assert len(batches_of(training_loader(training, 5, 2, 0, 0, 1, False))) == 2
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("length", [0, 1, 7, 8, 9])
-def test_evaluation_covers_every_image_once(length, world_size):
-    """Protects the accuracy from images that a process repeats or leaves out to come out even."""
-    samplers = [EvaluationSampler(length, rank, world_size) for rank in range(world_size)]
-    assert sorted(i for sampler in samplers for i in sampler) == list(range(length))
-    assert [len(sampler) for sampler in samplers] == [len(list(sampler)) for sampler in samplers]
+    assert len(batches_of(training_loader(training, 5, workers, 0, 0, 1, False))) == 2
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
 
 
 def test_evaluation_keeps_the_last_batch(shapes):
@@ -77,3 +76,25 @@ def test_a_dataset_smaller_than_a_batch_is_refused(training, batch_size, world_s
     with pytest.raises(UserError, match="11 images, fewer than one batch of 12: choose a smaller --batch_size"):
         training_loader(training, batch_size, 0, 0, 0, world_size, False)
     assert len(batches_of(training_loader(training, 11, 0, 0, 0, 1, False))) == 1
+
+
+def test_cached_files_give_the_same_batches(shapes, tmp_path):
+    """Protects --cache_mode: the bits of the plain path, also out of workers, and no file is read again, changed as it may be."""
+    folder = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+    plain, cached = (build_dataset(folder, "train", image_size=32, seed=0) for _ in range(2))
+    expected = list(training_loader(plain, 3, 0, 0, 0, 1, False))
+    cached.keep_files(progress=False)
+    for path in (folder / "train2017").iterdir():
+        path.write_bytes(b"something else")
+    for workers in (0, 2):
+        torch.testing.assert_close(list(training_loader(cached, 3, workers, 0, 0, 1, False)), expected, rtol=0, atol=0)
+    with pytest.raises(UserError, match="is not a readable image"):
+        plain[0]
+
+
+def test_a_cache_larger_than_the_memory_is_refused(training, monkeypatch):
+    """Protects the machine: before anything is read, one sentence says how much is needed and what to leave out."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(UserError, match=r"train2017 take 0.0 GiB, and 0.0 GiB of memory are free: leave out --cache_mode"):
+        training.keep_files(progress=False)
+    assert training.files is None and len(training[0]) == 2

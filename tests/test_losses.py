@@ -6,10 +6,10 @@ from itertools import permutations
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 from common.losses import Counts, SetCriterion
 from common.matching import HungarianMatcher
+from tests.synchronisations import Synchronisations
 
 COSTS = {"cost_class": 1.5, "cost_bbox": 4.0, "cost_giou": 2.5}
 WEIGHTS = {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 3.0}
@@ -155,33 +155,15 @@ def test_matching_and_losses_equal_the_direct_computation(focal, sizes):
     assert total.item() == pytest.approx(sum(WEIGHTS[name] * v for values in losses for name, v in values.items()), rel=2e-5)
 
 
-class HostWaits(TorchFunctionMode):
-    """Counts the calls that would make the host wait for a GPU."""
-
-    NAMES = {"cpu", "item", "tolist", "nonzero", "unique", "masked_select", "__bool__", "__int__", "__float__", "__index__"}
-
-    def __init__(self):
-        super().__init__()
-        self.calls = Counter()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__"):
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            self.calls["mask"] += sum(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in index)
-        self.calls[name] += name in self.NAMES
-        return func(*args, **kwargs or {})
-
-
 @pytest.mark.parametrize("layers", [1, 6])
 @FAMILIES
 def test_one_transfer_from_the_device_whatever_the_number_of_layers(focal, layers):
     """Protects the speed of a step: six decoder layers must not mean six waits."""
     outputs, targets = example(focal, (2, 0, 3), layers)
-    counts = counts_of(targets)
-    with HostWaits() as waits:
-        criterion_of(focal)(outputs, targets, counts)
-    assert +waits.calls == Counter(cpu=1)
+    criterion, counts = criterion_of(focal), counts_of(targets)
+    with Synchronisations() as counted:
+        criterion(outputs, targets, counts)
+    assert +counted.found == Counter(cpu=1)
 
 
 @FAMILIES

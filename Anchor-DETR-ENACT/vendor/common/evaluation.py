@@ -32,6 +32,8 @@ def evaluate(
 ) -> tuple[list[float], dict[str, float], list[dict[str, Any]]]:
     """Evaluates every image of the loader's dataset once.
 
+    Three device synchronisations per batch beside the model's own: the matching, the losses and the detections.
+
     Returns:
         On the main process the 12 numbers of COCO's evaluation, the mean of every loss, and all detections in COCO's results
         format, in the order of the image ids. On the others the first and the last are empty.
@@ -41,12 +43,11 @@ def evaluate(
     for batch in tqdm(loader, desc="evaluation", disable=not accelerator.is_local_main_process, leave=False):
         batch = batch.to(accelerator.device)
         outputs = model(batch.images, batch.mask)
-        seen = Counts.of(batch.targets, model.num_queries).to(accelerator.device)
+        seen = Counts.of(batch.targets, model.num_queries).to(accelerator.device, non_blocking=True)
         loss, log = criterion(outputs, batch.targets, Counts.normalised(seen, 1))
         log = {"loss": loss} | log
         meter.add(dict(zip(log, torch.stack(list(log.values())).tolist(), strict=True)), len(batch.targets))
         detections = postprocess(outputs, torch.stack([t["orig_size"] for t in batch.targets]))
-        detections = [{k: v.cpu() for k, v in d.items()} for d in detections]
         results += coco_results([t["image_id"] for t in batch.targets], detections)
     losses = meter.means(accelerator)
     results = gather_object(results)
@@ -57,13 +58,14 @@ def evaluate(
 
 
 def coco_results(image_ids: list[int], detections: list[dict[str, Tensor]]) -> list[dict[str, Any]]:
-    """Detections (``scores`` (k,), ``labels`` (k,), ``boxes`` (k, 4) xyxy pixels, per image) in COCO's results format."""
-    results = []
-    for image_id, detection in zip(image_ids, detections, strict=True):
-        boxes = box_convert(detection["boxes"].double(), "xyxy", "xywh")
-        rows = zip(boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
-        results += [{"image_id": image_id, "category_id": c, "bbox": box, "score": s} for box, c, s in rows]
-    return results
+    """Detections (``scores`` (k,), ``labels`` (k,), ``boxes`` (k, 4) xyxy pixels, per image) in COCO's results format.
+
+    They leave the device in one transfer.
+    """
+    boxes, labels, scores = (torch.cat([d[name] for d in detections]).double() for name in ("boxes", "labels", "scores"))
+    rows = torch.cat((box_convert(boxes, "xyxy", "xywh"), labels[:, None], scores[:, None]), dim=1).tolist()
+    ids = [image_id for image_id, d in zip(image_ids, detections, strict=True) for _ in range(len(d["scores"]))]
+    return [{"image_id": i, "category_id": int(c), "bbox": box, "score": s} for i, (*box, c, s) in zip(ids, rows, strict=True)]
 
 
 def coco_evaluate(truth: COCO, results: list[dict[str, Any]]) -> list[float]:

@@ -124,7 +124,7 @@ def train_one_epoch(
     with progress:
         for batches in _groups(loader, accumulate):
             interrupts.stop_if_received()
-            seen = sum(Counts.of(batch.targets, num_queries) for batch in batches).to(accelerator.device)
+            seen = sum(Counts.of(batch.targets, num_queries) for batch in batches).to(accelerator.device, non_blocking=True)
             counts = Counts.normalised(accelerator.reduce(seen, "sum"), accelerator.num_processes)
             logs = []
             for i, batch in enumerate(batches):
@@ -183,6 +183,10 @@ def _parameter_groups(model: nn.Module, args: Namespace) -> list[dict[str, Any]]
 def _restore(checkpoint: dict[str, Any], args: Namespace, accelerator: Accelerator, optimizer, lr_scheduler) -> int:
     """Optimiser, schedule and random states as they were at the end of the checkpoint's epoch; returns the next epoch."""
     optimizer.load_state_dict(checkpoint["optimizer"])
+    for parameter, state in optimizer.state.items():  # laid out as the parameters are, which --channels_last may have changed
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
     lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
     lr_scheduler.step_size = args.lr_drop
     for group in optimizer.param_groups:  # the rates may have been given anew

@@ -23,6 +23,7 @@ from .loop import train
 from .outputs import prepare_output, summary, write_json
 from .predict import find_images, predict
 from .shapes import ensure_shapes_dataset
+from .speed import speed_up
 
 DEMO_PICTURES = 12
 
@@ -75,15 +76,18 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
             accelerator.print(f"{split}: {len(dataset)} images, of which {'; '.join(remarks)}")
     num_classes = checkpoint["num_classes"] if args.resume else max(names) + 1
     with accelerator.main_process_first():
-        model = _build_model(detector, args, checkpoint, num_classes, accelerator.print)
+        model = speed_up(_build_model(detector, args, checkpoint, num_classes, accelerator.print), args, accelerator.device)
     criterion = detector.build_criterion(args, num_classes).to(accelerator.device)
+    for dataset in (training, val):
+        if dataset and args.cache_mode:
+            dataset.keep_files(progress=accelerator.is_local_main_process)
     rank, world, pin = accelerator.process_index, accelerator.num_processes, accelerator.device.type == "cuda"
     val_loader = evaluation_loader(val, args.batch_size, args.num_workers, rank, world, pin)
     if args.eval:
         run_evaluation(detector, args, accelerator, model, criterion, val_loader)
         return
 
-    train_loader = training_loader(training, args.batch_size, args.num_workers, args.seed, rank, world, pin)
+    train_loader = training_loader(training, args.batch_size, args.num_workers, args.seed, rank, world, pin, args.bucket)
     train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, names)
     if args.demo and accelerator.is_main_process:
         pictures = [val.path(i) for i in val.ids[:DEMO_PICTURES]]
@@ -109,6 +113,7 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
     images = find_images(args.predict)
     prepare_output(args, accelerator)
     model = _build_model(detector, args, checkpoint, checkpoint["num_classes"], accelerator.print)
+    model = speed_up(model, args, accelerator.device)
     names = checkpoint.get("category_names") or _coco_names(checkpoint["num_classes"])
     folder = args.output_dir / "predictions"
     if accelerator.is_main_process:
