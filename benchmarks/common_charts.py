@@ -10,7 +10,7 @@ from scipy.optimize import isotonic_regression
 
 from common.drawing import PALETTE
 
-GREY, BLUE, VERMILION, GREEN = "0.35", *(PALETTE[[6, 1, 3]] / 255)  # the dark ones, for lines on white
+GREY, BLUE, VERMILION, GREEN, PURPLE = "0.35", *(PALETTE[[6, 1, 3, 4]] / 255)  # the dark ones, for lines on white
 LABEL_HEIGHT = 9.5  # points between the baselines of two labels
 
 

@@ -4,7 +4,6 @@
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -15,13 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.common_models import trained
 from common.arguments import Parser, number
 from common.checkpoint import load_checkpoint, load_model
 from common.drawing import contact_sheet, save_image
 from common.errors import UserError
 from common.predict import image_tensor
 from common.shapes_drawing import draw_image
-from tools.detectors import load, options
 from tools.framework_figure import Observation, draw_framework
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,14 +33,10 @@ FIGURED = ("DETR-ENACT", "Conditional-DETR-ENACT")  # row-column decoupled atten
 def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     """Runs a trained detector on an image (H, W, 3), uint8 RGB, of which no side is scaled, and looks into an encoder layer."""
     saved = load_checkpoint(checkpoint)
-    detector = saved.get("detector")
-    if detector not in FIGURED or saved["args"]["clustering"] != "region":
+    if saved.get("detector") not in FIGURED or saved["args"]["clustering"] != "region":
         raise UserError(f"{checkpoint} is not of {' or '.join(FIGURED)} with --clustering region: pass `make demo`'s")
-    args = Namespace(**vars(options(detector)) | saved["args"])
-    main = load(detector)
-    model = main.build_model(args, saved["num_classes"], False)
-    load_model(model, saved["model"], checkpoint)
-    layers = model.eval().transformer.encoder.layers
+    found = trained(saved, checkpoint, FIGURED, torch.device("cpu"), {})
+    layers = found.model.transformer.encoder.layers
     if layer >= len(layers):
         raise UserError(f"--layer {layer}, but the encoder of {checkpoint} has {len(layers)} layers, counted from 0")
     attention = layers[layer].self_attn
@@ -50,10 +45,9 @@ def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     handle = attention.register_forward_pre_hook(lambda module, given: inputs.extend(given))
     height, width = image.shape[:2]
     tensor = image_tensor(Image.fromarray(image), min(height, width))
-    with main.DETECTOR.record(model) as records:
-        size = model(tensor[None], torch.zeros(1, height, width, dtype=torch.bool))["feature_size"]
+    records, outputs = found.look(tensor)
     handle.remove()
-    clusters = list(records.values())[layer]
+    size, clusters = outputs["feature_size"], list(records.values())[layer]
 
     plain = nn.MultiheadAttention(attention.embed_dim, attention.num_heads, batch_first=True)
     load_model(plain, {name: value for name, value in attention.state_dict().items() if "W_prob" not in name}, checkpoint)

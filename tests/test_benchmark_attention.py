@@ -7,7 +7,9 @@ import cv2
 import pytest
 import torch
 
-from benchmarks.attention import METHODS, build_input, build_methods, feature_map, main, parse
+from benchmarks.attention import NAME, build_features, feature_map, fits, parse, run
+from benchmarks.attention_methods import LOOP, MATH, METHODS, PLAIN, WINDOW, build_methods
+from benchmarks.common_cli import main
 from benchmarks.common_measure import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,38 +17,47 @@ CPU = torch.device("cpu")
 SMALL = ["--hidden_dim", "16", "--nheads", "2", "--device", "cpu"]
 
 
-def test_the_attention_benchmark_runs_from_anywhere_and_writes_numbers_and_chart(tmp_path):
+@pytest.mark.parametrize(("detector", "variant", "left_out"), [("DETR-ENACT", "", ()), ("Anchor-DETR-ENACT", "-rcda", (LOOP,))])
+def test_the_attention_benchmark_runs_from_anywhere_and_writes_numbers_and_chart(detector, variant, left_out, tmp_path):
     """The command of the README works as it stands, outside the repository too, and its file holds what the table shows."""
     output = tmp_path / "results"
-    arguments = [*SMALL, "--lengths", "40", "96", "--repeats", "2", "--output", str(output)]
+    arguments = [*SMALL, "--detector", detector, "--lengths", "40", "96", "--repeats", "2", "--output", str(output)]
     command = [sys.executable, str(ROOT / "benchmarks" / "attention.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "N = 40 (5 x 8)" in done.stdout and "region / window loop" in done.stdout
+    assert "N = 40 (5 x 8)" in done.stdout and ("region / window loop" in done.stdout) == (LOOP not in left_out)
 
-    content = json.loads((output / "attention-cpu.json").read_text())
+    content = json.loads((output / f"attention{variant}-cpu.json").read_text())
     assert content["command"].startswith("python benchmarks/attention.py --hidden_dim 16")
     assert content["machine"].keys() == {"device", "threads", "python", "torch", "system"} and content["date"]
-    assert [(r["N"], r["method"]) for r in content["results"]] == [(n, name) for n in (40, 96) for name in METHODS]
+    assert content["settings"]["smoothing_sigma"] == {"": 3.0, "-rcda": 5.0}[variant]
+    names = [name for name in METHODS if name not in left_out]
+    assert [(r["N"], r["method"]) for r in content["results"]] == [(n, name) for n in (40, 96) for name in names]
     for r in content["results"]:
         assert r["height"] * r["width"] == r["N"] and r["memory"] > 0
         assert len(r["forward_rounds_s"]) == len(r["forward_backward_rounds_s"]) == 2
         assert min(r["forward"], r["forward_backward"], *r["ratios"].values()) > 0
-        assert ("M" in r) == (r["method"] != "plain")
-    height, width, _ = cv2.imread(str(output / "attention-cpu.png")).shape
+        assert ("M" in r) == (r["method"] not in (PLAIN, MATH))
+    height, width, _ = cv2.imread(str(output / f"attention{variant}-cpu.png")).shape
     assert width > height > 300
 
 
-def test_the_window_loop_computes_what_window_does():
-    """The yardstick is a fair one: it does the same work to the last digit, whatever the number of pixels left over."""
+def test_the_attention_benchmark_compares_equals():
+    """The yardsticks are fair: plain math is plain, and the window loop does window's work, also where pixels are left over."""
     torch.manual_seed(0)
     args = parse([*SMALL, "--batch_size", "3"])
-    methods = build_methods(args, CPU)
     for length in (96, 115, 250):
-        features, positions = build_input(length, args, CPU)
-        key = features + positions
-        outputs = [methods[name](key, key, features, need_weights=False)[0] for name in ("window", "window loop")]
-        torch.testing.assert_close(*outputs)
+        methods = build_methods(args, *feature_map(length), CPU)
+        features = build_features(length, args, CPU)
+        outputs = {name: method.attend(features) for name, method in methods.items()}
+        torch.testing.assert_close(outputs[LOOP], outputs[WINDOW])
+        torch.testing.assert_close(outputs[MATH], outputs[PLAIN])
+
+
+def test_plain_math_is_left_out_where_it_would_not_fit():
+    """A long sequence must not end the run, or the machine, in the middle of a table."""
+    args = parse(SMALL)
+    assert fits(100, args, CPU) and not fits(10**7, args, CPU)
 
 
 def test_feature_maps_are_as_near_to_an_image_as_their_size_allows():
@@ -81,6 +92,6 @@ def test_peak_memory_counts_what_is_alive_at_once():
 )
 def test_mistakes_end_with_one_sentence(arguments, message, capsys):
     """A wrong option is named before anything is measured."""
-    assert main(arguments) == 2
+    assert main(NAME, run, arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
