@@ -5,6 +5,7 @@ A script's main is ``sys.exit(main(NAME, run, sys.argv[1:]))``; its ``run(argv)`
 """
 
 import json
+import os
 import shlex
 import sys
 from argparse import Namespace
@@ -87,7 +88,8 @@ def save(name: str, args: Namespace, argv: list[str], content: dict[str, Any], f
     numbers = args.output / ("-".join(filter(None, (name, variant, args.device))) + ".json")
     chart = numbers.with_suffix(".png")
     try:
-        numbers.write_text(json.dumps(about | content, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(about | content, indent=1).replace(f"{ROOT}{os.sep}", "")  # paths as anybody has them
+        numbers.write_text(text + "\n", encoding="utf-8")
         figure.savefig(chart)
     except OSError as error:
         raise UserError(f"{numbers} and {chart.name} cannot be written ({error.strerror}): choose another --output") from error
