@@ -38,6 +38,21 @@ class Loaded:
     source: str | None
     model: nn.Module
 
+    @property
+    def state(self) -> str:
+        """Which side of training the weights are from."""
+        return "after" if self.source else "before"
+
+    @property
+    def label(self) -> str:
+        """What the model is called in tables and charts."""
+        return f"{self.about.name}, {self.args.clustering}, \u03c3 = {self.args.smoothing_sigma:g}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that the results depend on."""
+        return {name: getattr(self.args, name) for name in ("clustering", "smoothing_sigma", "image_size", "seed")}
+
     @torch.no_grad()
     def look(self, image: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         """Runs on an image (3, H, W) as in evaluation: name of the probability layer -> its clusters, layer by layer; outputs."""

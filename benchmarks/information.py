@@ -91,8 +91,7 @@ def maps(found: Loaded, tensor: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
 def measure(found: Loaded, dataset: CocoDetection, most: int) -> list[list[float]]:
     """:func:`brightness` of every layer in the first ``most`` images that have it."""
     ratios: list[list[float]] = [[] for _ in range(found.args.enc_layers)]
-    state = "after" if found.source else "before"
-    with tqdm(total=most, desc=f"{state} training", leave=False) as progress:
+    with tqdm(total=most, desc=f"{found.state} training", leave=False) as progress:
         for i, image_id in enumerate(dataset.ids):
             if len(ratios[0]) == most:
                 break
@@ -111,10 +110,9 @@ def measure(found: Loaded, dataset: CocoDetection, most: int) -> list[list[float
 
 def records_of(ratios: list[list[float]], found: Loaded) -> list[dict[str, Any]]:
     """Per layer: the geometric mean of the ratios, the share of images that are brighter inside, and every ratio."""
-    state = "after" if found.source else "before"
     return [
         {
-            "state": state,
+            "state": found.state,
             "layer": i,
             "ratio": math.exp(np.mean(np.log(values))),
             "brighter": float(np.mean(np.array(values) > 1)),
@@ -230,11 +228,10 @@ def run(argv: list[str]) -> None:
     layer = layers - 1 if args.layer is None else args.layer
     if layer >= layers:
         raise UserError(f"--layer {layer}, but the encoder of {args.checkpoint} has {layers} layers, counted from 0")
-    about = f"{found.about.name}, {found.args.clustering}, \u03c3 = {found.args.smoothing_sigma:g}"
-    print(f"{about}: {args.checkpoint}, image size {found.args.image_size}", flush=True)
+    print(f"{found.label}: {args.checkpoint}, image size {found.args.image_size}", flush=True)
 
     records: list[dict[str, Any]] = []
-    caption = f"{about}, encoder layer {layer}; each map from its least value, dark, to its greatest, bright"
+    caption = f"{found.label}, encoder layer {layer}; each map from its least value, dark, to its greatest, bright"
     if args.images:
         samples = detected_samples(found, images_of(args.images, args.count))
         print("no annotations: the boxes are detections, and nothing is measured", flush=True)
@@ -247,8 +244,7 @@ def run(argv: list[str]) -> None:
         print(f"\n{images} images of {dataset.image_folder}\n" + table(records), flush=True)
         ratio = next(r["ratio"] for r in records if r["state"] == "after" and r["layer"] == layer)
         caption += f"\ninside the boxes / outside, mean over {images} images: {ratio:.2f}\u00d7"
-    about_model = {name: getattr(found.args, name) for name in ("clustering", "smoothing_sigma", "image_size", "seed")}
-    content = {"detector": found.about.name} | about_model | {"layer": layer, "results": records}
+    content = {"detector": found.about.name} | found.settings | {"layer": layer, "results": records}
     common_cli.save(NAME, args, argv, content, draw(found, samples, layer, caption))
 
 

@@ -25,15 +25,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common_charts import BLUE, VERMILION
-from benchmarks.common_cli import ROOT, build_parser, describe, main, save, settle
+from benchmarks.common_cli import build_parser, describe, main, save, settle
 from benchmarks.common_measure import machine
-from benchmarks.table1 import measure, size
-from benchmarks.workload import image_sizes
-from common.arguments import number
+from benchmarks.common_models import shapes
+from benchmarks.table1 import measure
+from benchmarks.workload import add_workload_options, image_sizes, settle_workload
 from common.data import build_dataset
 from common.errors import UserError
 from common.sampling import BucketSampler
-from common.shapes import ensure_shapes_dataset
 from common.transforms import boxes_of, training_transforms
 
 NAME = "options"
@@ -91,11 +90,10 @@ def measure_padding(args: Namespace) -> dict[str, float]:
 
 def measure_loading(args: Namespace) -> dict[str, float]:
     """Images per second without and with ``--cache_mode``."""
-    folder = ensure_shapes_dataset(ROOT / "data" / "shapes")
     count = 100 if args.quick else 1000
     speed = {}
     for name in ("warm-up", "plain", "--cache_mode"):
-        dataset = build_dataset(folder, "train", 96, 0)
+        dataset = build_dataset(shapes(), "train", 96, 0)
         if name == "--cache_mode":
             dataset.keep_files(progress=False)
         start = time.perf_counter()
@@ -145,25 +143,19 @@ def draw(rows: list[dict], caption: str) -> Figure:
 
 def parse(argv: list[str]) -> Namespace:
     parser = build_parser(NAME, __doc__)
-    positive = number(int, 1)
     variants = [*VARIANTS][1:]
     parser.add_argument("--variants", choices=variants, nargs="*", help="default: all; quick: all but compile")
-    parser.add_argument("--batch_size", type=positive, help="default: the paper's, 8, and 4 for Anchor DETR; quick: 1")
-    parser.add_argument("--images", type=positive, help="images of the measurement (default: 160 on a GPU, 4 on a CPU; quick: 2)")
-    parser.add_argument("--coco_path", type=Path, help="take the images' sizes from this dataset's training set")
-    parser.add_argument("--sizes", type=size, nargs="+", metavar="WxH", help="these images in turn, for the times")
+    add_workload_options(parser)
     args = parser.parse_args(argv)
     if args.variants is None:
         args.variants = variants[:-1] if args.quick else variants
-    if args.quick:
-        args.batch_size, args.images = args.batch_size or 1, args.images or 2
     return args
 
 
 def run(argv: list[str]) -> None:
     args = parse(argv)
     device = settle(args)
-    args.images = args.images or (160 if device.type == "cuda" else 4)
+    settle_workload(args)
     rows = measure_steps(args)
     padding, loading = measure_padding(args), measure_loading(args)
     print("\n" + table(rows, padding, loading))

@@ -109,7 +109,7 @@ def measure(found: Loaded, images: Sequence[Path]) -> dict[str, Any]:
     sizes: list[int] = []
     layers: list[dict[str, Any]] = []
     with column_keys(found.model) as columns:
-        for path in tqdm(images, desc=f"{found.about.name}, {'after' if found.source else 'before'} training", leave=False):
+        for path in tqdm(images, desc=f"{found.about.name}, {found.state} training", leave=False):
             clusters, _ = found.look(image_tensor(read_image(path), found.args.image_size))
             layers = layers or [{"layer": i, "counts": [], "lengths": []} for i in range(len(clusters))]
             for layer, (name, record) in zip(layers, clusters.items()):
@@ -133,9 +133,8 @@ def measure(found: Loaded, images: Sequence[Path]) -> dict[str, Any]:
 
 def records_of(found: Loaded, label: str, images: Sequence[Path]) -> dict[str, Any]:
     """What :func:`measure` found, and of what."""
-    options = {name: getattr(found.args, name) for name in ("clustering", "smoothing_sigma", "image_size", "seed")}
-    about = {"label": label, "detector": found.about.name, "state": "after" if found.source else "before"}
-    return about | {"checkpoint": found.source} | options | measure(found, images)
+    about = {"label": label, "detector": found.about.name, "state": found.state, "checkpoint": found.source}
+    return about | found.settings | measure(found, images)
 
 
 def lengths_of(layer: dict[str, Any]) -> np.ndarray:
@@ -241,9 +240,8 @@ def _plain(axes: Axes) -> None:
 
 def label_of(found: Loaded, others: Sequence[str]) -> str:
     """What a model is called in the table and the chart; a number tells it from others of the same name."""
-    label = f"{found.about.name}, {found.args.clustering}, \u03c3 = {found.args.smoothing_sigma:g}"
-    same = sum(other.startswith(label) for other in {*others})
-    return f"{label} ({same + 1})" if same else label
+    same = sum(other.startswith(found.label) for other in {*others})
+    return f"{found.label} ({same + 1})" if same else found.label
 
 
 def run(argv: list[str]) -> None:

@@ -35,8 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common_charts import BLUE, GREEN, PURPLE, VERMILION
 from benchmarks.common_cli import build_parser, describe, main, save, settle
 from benchmarks.common_measure import machine, seconds
-from benchmarks.table1 import QUICK, size
-from benchmarks.workload import Workload, attention_kernel, build_batches, image_sizes
+from benchmarks.workload import QUICK, Workload, attention_kernel, build_batches, image_sizes, size
 from common.arguments import number
 from common.data import Batch
 from tools.detectors import load

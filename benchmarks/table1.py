@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common_charts import BLUE, GREY, VERMILION
 from benchmarks.common_cli import build_parser, describe, main, save, settle
 from benchmarks.common_measure import machine
-from benchmarks.workload import image_sizes
+from benchmarks.workload import QUICK, add_workload_options, image_sizes, settle_workload
 from common.arguments import number
 from common.errors import UserError
 from tools.detectors import DETECTORS, options
@@ -55,34 +55,19 @@ PAPER = {  # GB, and seconds per image (table 1)
     "Conditional-DETR-ENACT": {"none": (46.6, 0.0826, 0.0637), "region": (36.7, 0.0779, 0.0605)},
     "Anchor-DETR-ENACT": {"none": (29.7, 0.0999, 0.0712), "region": (17.7, 0.0845, 0.0608)},
 }
-QUICK = ["--image_size", "128", "--enc_layers", "2", "--dec_layers", "2"]
-
-
-def size(text: str) -> tuple[int, int]:
-    """An argparse type: "640x480", width and height."""
-    width, _, height = text.partition("x")
-    return number(int, 1)(width), number(int, 1)(height)
 
 
 def parse(argv: list[str]) -> Namespace:
     parser = build_parser(NAME, __doc__)
-    positive = number(int, 1)
     parser.add_argument("--clustering", choices=CLUSTERINGS, nargs="+", help="default: all; quick: none and region")
     parser.add_argument("--attention", choices=ATTENTIONS, nargs="+", default=list(ATTENTIONS), help="default: both")
+    add_workload_options(parser)
     parser.add_argument(
-        "--batch_size", type=positive, help="default: the paper's, 8 for DETR and Conditional DETR, 4 for Anchor DETR"
+        "--rounds", type=number(int, 1), default=1, help="times that all rows are measured, in turn (default: %(default)s)"
     )
-    parser.add_argument("--images", type=positive, help="images of the measurement (default: 160 on a GPU, 4 on a CPU)")
-    parser.add_argument(
-        "--rounds", type=positive, default=1, help="times that all rows are measured, in turn (default: %(default)s)"
-    )
-    parser.add_argument("--coco_path", type=Path, help="take the images' sizes from this dataset's training set")
-    parser.add_argument("--sizes", type=size, nargs="+", metavar="WxH", help="these images in turn, before they are resized")
     parser.add_argument("--amp", choices=("no", "bf16", "fp16"), default="no", help="mixed precision (default: %(default)s)")
     args = parser.parse_args(argv)
     args.clustering = args.clustering or (["none", "region"] if args.quick else list(CLUSTERINGS))
-    if args.quick:
-        args.batch_size, args.images = args.batch_size or 1, args.images or 2
     return args
 
 
@@ -179,7 +164,7 @@ def draw(rows: list[dict], caption: str) -> Figure:
 def run(argv: list[str]) -> None:
     args = parse(argv)
     device = settle(args)
-    args.images = args.images or (160 if device.type == "cuda" else 4)
+    settle_workload(args)
     wanted = [(d, c, a) for d in args.detector for a in args.attention for c in args.clustering]
     found: dict[tuple, list[dict]] = {row: [] for row in wanted}
     for detector, clustering, attention in tqdm(wanted * args.rounds, desc="rows", leave=False):

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torchvision.ops import FrozenBatchNorm2d, box_convert
 
+from common.arguments import Parser, number
 from common.coco import read_annotations
 from common.data import Batch, collate
 from common.detector import Detector
@@ -34,6 +35,9 @@ from tools.detectors import load, options
 COCO_CLASSES = 91
 # Width and height of images, and weights: like COCO 2017, mostly 4:3 and 3:2, three landscapes to a portrait.
 COCO_SIZES = {(640, 480): 8, (640, 427): 8, (480, 640): 3, (427, 640): 2, (500, 375): 2, (640, 360): 1, (640, 640): 1}
+
+
+QUICK = ["--image_size", "128", "--enc_layers", "2", "--dec_layers", "2"]
 
 
 class Workload:
@@ -96,6 +100,28 @@ def calibrate(model: nn.Module, device: torch.device) -> None:
     model.eval()(images, torch.zeros(2, 128, 128, dtype=torch.bool, device=device))
     for handle in handles:
         handle.remove()
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argparse type: "640x480", width and height."""
+    width, _, height = text.partition("x")
+    return number(int, 1)(width), number(int, 1)(height)
+
+
+def add_workload_options(parser: Parser) -> None:
+    """Which images, and how many, the rows of a table see; :func:`settle_workload` fills in the defaults."""
+    positive = number(int, 1)
+    parser.add_argument("--batch_size", type=positive, help="default: the paper's, 8, and 4 for Anchor DETR; quick: 1")
+    parser.add_argument("--images", type=positive, help="images of the measurement (default: 160 on a GPU, 4 on a CPU; quick: 2)")
+    parser.add_argument("--coco_path", type=Path, help="take the images' sizes from this dataset's training set")
+    parser.add_argument("--sizes", type=size, nargs="+", metavar="WxH", help="these images in turn, before they are resized")
+
+
+def settle_workload(args: Namespace) -> None:
+    """The defaults of :func:`add_workload_options`; needs the device."""
+    if args.quick:
+        args.batch_size, args.images = args.batch_size or 1, args.images or 2
+    args.images = args.images or (160 if args.device == "cuda" else 4)
 
 
 def image_sizes(count: int, coco_path: Path | None, sizes: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
