@@ -164,6 +164,22 @@ def test_an_interrupted_run_continues_exactly(trained, detector, dataset, tmp_pa
     assert [line["epoch"] for line in read_log(out)] == list(range(EPOCHS))
 
 
+def test_an_interrupted_evaluation_is_made_up_for(trained, detector, dataset, tmp_path, capsys):
+    """A run that was stopped after the checkpoint of an epoch and before its line in the log: the line comes first, the same.
+
+    Here it is the last epoch, so that nothing but the evaluation is left to do, and nothing at all the second time.
+    """
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    lines = read_log(trained)
+    (out / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    argv = ("--coco_path", dataset, "--output_dir", out, "--resume", out / "checkpoint.pth", *tiny(detector))
+    assert run_here(detector, *argv) == 0
+    assert read_log(out) == lines
+    assert run_here(detector, *argv) == 2
+    assert f"has finished epoch {EPOCHS - 1}" in capsys.readouterr().err
+    assert len(read_log(out)) == EPOCHS
+
+
 def test_prediction_draws_one_picture_per_image(trained, detector, dataset, tmp_path):
     """``--predict`` takes folders and files, needs no dataset, and with ``--information`` draws the map beside the image."""
     images = [dataset / "val2017", dataset / "train2017" / "000000000009.jpg"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
@@ -28,7 +28,7 @@ from .errors import UserError
 from .evaluation import evaluate
 from .losses import Counts, SetCriterion
 from .meter import Meter
-from .outputs import summary, write_log
+from .outputs import is_logged, summary, write_log
 
 
 def train(
@@ -42,7 +42,15 @@ def train(
     checkpoint: dict[str, Any],
     names: dict[int, str],
 ) -> None:
-    """Trains and evaluates epoch after epoch, from the one after the checkpoint's, and writes checkpoints and log."""
+    """Trains and evaluates epoch after epoch, from the one after the checkpoint's, and writes checkpoints and log.
+
+    A checkpoint is written before its epoch is evaluated. A run that was stopped in between and goes on in its folder evaluates
+    that epoch first.
+
+    Raises:
+        UserError: the checkpoint's is the last epoch, and evaluated; or a loss is not finite.
+        KeyboardInterrupt: stopped; its message says how to go on.
+    """
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -51,10 +59,13 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     resumed = args.resume and "optimizer" in checkpoint
     start = _restore(checkpoint, args, accelerator, optimizer, lr_scheduler) if resumed else 0
+    unlogged = _unlogged(checkpoint, args) if resumed else {}
+    if start >= args.epochs and not unlogged:
+        raise UserError(f"{args.resume} has finished epoch {start - 1}: pass --epochs above {start} to train on")
     last = args.output_dir / "checkpoint.pth"
 
-    def save(epoch: int, *paths: Path) -> None:
-        state = {"optimizer": optimizer.state_dict(), "lr_scheduler": lr_scheduler.state_dict(), "epoch": epoch}
+    def save(epoch: int, log: dict[str, Any], *paths: Path) -> None:
+        state = {"optimizer": optimizer.state_dict(), "lr_scheduler": lr_scheduler.state_dict(), "epoch": epoch, "log": log}
         state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
         state["random_states"] = gather_object([_random_state(accelerator)])
         if accelerator.is_main_process:
@@ -64,30 +75,35 @@ def train(
             for path in paths:
                 save_checkpoint(path, {"model": weights, "args": options} | state | about)
 
+    def finish(log: dict[str, Any]) -> None:
+        stats, losses, _ = evaluate(model, criterion, detector.postprocess, val_loader, accelerator)
+        if accelerator.is_main_process:
+            write_log(args.output_dir, log | {f"test_{k}": v for k, v in losses.items()} | {"test_coco_eval_bbox": stats}, writer)
+            accelerator.print(f"epoch {log['epoch']}: loss {log['train_loss']:.3f}, {summary(stats)}")
+
     images = len(train_loader.dataset)
-    accelerator.print(f"{detector.name}: {n_parameters:,} parameters, {images} images, epochs {start} to {args.epochs - 1}")
+    ahead = f"epochs {start} to {args.epochs - 1}" if start < args.epochs else f"the evaluation of epoch {start - 1}"
+    accelerator.print(f"{detector.name}: {n_parameters:,} parameters, {images} images, {ahead}")
     if start == 0:
-        save(-1, last)  # an interrupted first epoch, too, leaves something to resume
+        save(-1, {}, last)  # an interrupted first epoch, too, leaves something to resume
     writer = SummaryWriter(args.output_dir) if accelerator.is_main_process else None
     finished = start - 1
     try:
+        if unlogged:
+            finish(unlogged)
         for epoch in range(start, args.epochs):
             train_loader.sampler.set_epoch(epoch)
             train_loader.dataset.epoch = epoch
             lr = optimizer.param_groups[0]["lr"]
-            train_log = train_one_epoch(
+            losses = train_one_epoch(
                 model, criterion, train_loader, optimizer, accelerator, epoch, args.accumulate, args.clip_max_norm
             )
             lr_scheduler.step()
+            log = {f"train_{k}": v for k, v in losses.items()} | {"train_lr": lr, "epoch": epoch, "n_parameters": n_parameters}
             keep = (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 10 == 0
-            save(epoch, *([args.output_dir / f"checkpoint{epoch:04}.pth"] if keep else []), last)
+            save(epoch, log, *([args.output_dir / f"checkpoint{epoch:04}.pth"] if keep else []), last)
             finished = epoch
-            stats, test_log, _ = evaluate(model, criterion, detector.postprocess, val_loader, accelerator)
-            if accelerator.is_main_process:
-                log = {f"train_{k}": v for k, v in train_log.items()} | {f"test_{k}": v for k, v in test_log.items()}
-                log |= {"train_lr": lr, "test_coco_eval_bbox": stats, "epoch": epoch, "n_parameters": n_parameters}
-                write_log(args.output_dir, log, writer)
-                accelerator.print(f"epoch {epoch}: loss {train_log['loss']:.3f}, {summary(stats)}")
+            finish(log)
     except (KeyboardInterrupt, Exception):
         if not interrupts.received():
             raise
@@ -201,10 +217,15 @@ def _restore(checkpoint: dict[str, Any], args: Namespace, accelerator: Accelerat
         torch.set_rng_state(state["cpu"])
         if accelerator.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], accelerator.device)
-    start = checkpoint["epoch"] + 1
-    if start >= args.epochs:
-        raise UserError(f"{args.resume} has finished epoch {start - 1}: pass --epochs above {start} to train on")
-    return start
+    return checkpoint["epoch"] + 1
+
+
+def _unlogged(checkpoint: dict[str, Any], args: Namespace) -> dict[str, Any]:
+    """What the checkpoint's epoch has for the log, where the run goes on in its folder and the log there lacks it."""
+    goes_on = Path(args.resume).resolve().parent == args.output_dir.resolve()
+    lacks = goes_on and not is_logged(args.output_dir, checkpoint["epoch"])
+    [log] = broadcast_object_list([checkpoint.get("log", {}) if lacks else {}])
+    return log
 
 
 def _random_state(accelerator: Accelerator) -> dict[str, torch.Tensor]:
