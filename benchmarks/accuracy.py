@@ -1,13 +1,14 @@
 """What clustering costs in precision: AP per epoch over sigma (figure 3), and final AP over seeds (the question of table 2).
 
-    python benchmarks/accuracy.py --jobs 2                     # 33 demos, on two cores the better part of a day
+    python benchmarks/accuracy.py --jobs 2                     # 33 demos, on two cores some four hours
     python benchmarks/accuracy.py --seeds 42 --detector Anchor-DETR-ENACT
     python benchmarks/accuracy.py --quick
 
 The data are the built-in shapes, which everybody has. A run is ``python <folder>/main.py --demo --clustering ... --seed ...``, so
 the models and schedules are the demos'. Every detector is trained with ``none``, ``window`` and ``region`` at its demo's sigma, and
 ``--curves`` also with ``region`` at every one of ``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones
-are not repeated, interrupted ones go on, so that seeds can be added later.
+are not repeated, interrupted ones go on, so that seeds can be added later. Those of other results, for example of other seeds from
+another machine, are added to the table with ``--add``.
 
 The spread is the standard deviation over the seeds, which fewer than two do not have.
 """
@@ -17,20 +18,18 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common_charts import BLUE, GREEN, GREY, PURPLE, VERMILION
+from benchmarks.accuracy_chart import COLOURS, draw
 from benchmarks.common_cli import ROOT, build_parser, describe, main, save, settle
 from benchmarks.common_measure import machine
 from common.arguments import number
@@ -40,8 +39,7 @@ from common.shapes import ensure_shapes_dataset
 from tools.detectors import DETECTORS, options
 
 NAME = "accuracy"
-CLUSTERINGS = {"none": GREY, "window": VERMILION, "region": BLUE}
-SIGMA_COLOURS = (BLUE, GREEN, PURPLE, VERMILION)
+CLUSTERINGS = tuple(COLOURS)
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,24 @@ class Run:
     def done(self, root: Path) -> bool:
         return self.epochs - 1 in self.log(root)
 
+    def result(self, root: Path) -> "Result":
+        """Of a run that is done."""
+        log = self.log(root)
+        AP_per_epoch = {epoch: 100 * numbers[METRICS.index("AP")] for epoch, numbers in log.items()}
+        return Result(100 * log[self.epochs - 1][METRICS.index("AP50")], AP_per_epoch)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What counts of a run, in %: AP50 after the last epoch, and AP after each."""
+
+    AP50: float
+    AP_per_epoch: dict[int, float]
+
+    @property
+    def AP(self) -> float:
+        return self.AP_per_epoch[max(self.AP_per_epoch)]
+
 
 def plan(args: Namespace) -> list[Run]:
     """All runs, those of one seed after those of another."""
@@ -87,8 +103,12 @@ def plan(args: Namespace) -> list[Run]:
             variants = [(c, None if c == "none" else demo.smoothing_sigma) for c in args.clustering]
             if detector == args.curves:
                 variants += [("region", sigma) for sigma in args.sigmas]
-            runs += [Run(detector, c, sigma, seed, args.epochs or demo.epochs) for c, sigma in dict.fromkeys(variants)]
+            runs += [Run(detector, c, sigma, seed, _epochs(detector, args)) for c, sigma in dict.fromkeys(variants)]
     return runs
+
+
+def _epochs(detector: str, args: Namespace) -> int:
+    return args.epochs or options(detector, ["--demo"]).epochs
 
 
 def train(run: Run, args: Namespace) -> None:
@@ -121,21 +141,51 @@ def train_all(runs: Sequence[Run], args: Namespace) -> None:
             raise
 
 
-def summarise(runs: Sequence[Run], root: Path) -> list[dict]:
+def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
+    """The runs of ``args.add``, and of what command, date and machine they are.
+
+    Raises:
+        UserError: a file is not this script's, of another dataset, or of runs of another length.
+    """
+    results, about = {}, []
+    for path in args.add:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = {}
+            for r in content["results"]:
+                for seed, AP50, log in zip(r["seeds"], r["AP50_seeds"], r["AP_per_epoch"], strict=True):
+                    AP_per_epoch = {int(epoch): AP for epoch, AP in log.items()}
+                    run = Run(r["detector"], r["clustering"], r["sigma"], seed, 1 + max(AP_per_epoch))
+                    found[run] = Result(AP50, AP_per_epoch)
+            trained_on = ROOT / content["settings"]["coco_path"]
+            about += [*content.get("added", []), {key: content[key] for key in ("command", "date", "machine")}]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"--add {path} is not a result of {NAME}.py: pass a file that it has written") from error
+        if trained_on.resolve() != args.coco_path.resolve():
+            raise UserError(f"--add {path} was trained on {trained_on}, not on {args.coco_path}: name one dataset")
+        for run in found:
+            if run.epochs != (epochs := _epochs(run.detector, args)):
+                raise UserError(f"--add {path} trained {run.detector} for {run.epochs} epochs, not for {epochs}: pass --epochs")
+        results |= found
+    return results, about
+
+
+def summarise(results: Mapping[Run, Result]) -> list[dict]:
     """One record per detector and variant: AP and AP50 (in %) of every seed, mean, spread, difference to none, and AP per epoch."""
+    order = (DETECTORS[::-1], CLUSTERINGS)
+    runs = sorted(results, key=lambda r: (order[0].index(r.detector), order[1].index(r.clustering), r.sigma or 0, r.seed))
     records = []
-    for detector, variant in dict.fromkeys((run.detector, run.variant) for run in runs):
-        same = [run for run in runs if (run.detector, run.variant) == (detector, variant)]
-        record = {"detector": detector, "clustering": same[0].clustering, "sigma": same[0].sigma, "seeds": [r.seed for r in same]}
-        logs = [run.log(root) for run in same]
-        for i, metric in enumerate(METRICS[:2]):
-            values = [100 * log[run.epochs - 1][i] for run, log in zip(same, logs)]
+    for (detector, clustering, sigma), group in groupby(runs, key=lambda r: (r.detector, r.clustering, r.sigma)):
+        seeds = {run.seed: results[run] for run in group}
+        record = {"detector": detector, "clustering": clustering, "sigma": sigma, "seeds": list(seeds)}
+        for metric in METRICS[:2]:
+            values = [getattr(result, metric) for result in seeds.values()]
             record |= {
                 metric: mean(values),
                 f"{metric}_seeds": values,
                 f"{metric}_spread": stdev(values) if len(values) > 1 else None,
             }
-        record["AP_per_epoch"] = [{epoch: 100 * numbers[0] for epoch, numbers in log.items()} for log in logs]
+        record["AP_per_epoch"] = [result.AP_per_epoch for result in seeds.values()]
         records.append(record)
     for record in records:
         for plain in records:
@@ -159,61 +209,6 @@ def table(records: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(records: Sequence[dict], curves: str, caption: str) -> Figure:
-    """Left: AP per epoch over sigma (figure 3). Right: final AP of every detector and clustering, a dot for each seed."""
-    figure = Figure(figsize=(8.4, 3), dpi=200, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    _draw_curves(left, [r for r in records if r["detector"] == curves and r["clustering"] in ("none", "region")])
-    left.set_title(f"{curves}: AP (%) per epoch", fontsize=9)
-    detectors = list(dict.fromkeys(r["detector"] for r in records))
-    demo = {d: options(d, ["--demo"]).smoothing_sigma for d in detectors}
-    shown = [r for r in records if r["sigma"] in (None, demo[r["detector"]])]
-    _draw_finals(right, shown, detectors)
-    right.set_title("AP (%) after the last epoch", fontsize=9)
-    for axes in (left, right):
-        axes.tick_params(labelsize=7.5)
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.92", linewidth=0.6)
-        axes.set_axisbelow(True)
-    figure.supxlabel(caption, fontsize=7.5, color="0.4")
-    return figure
-
-
-def _draw_curves(axes: Axes, records: Sequence[dict]) -> None:
-    colours = iter(SIGMA_COLOURS)
-    for r in sorted(records, key=lambda r: r["sigma"] or 0):
-        plain = r["clustering"] == "none"
-        label, colour = ("plain", GREY) if plain else (f"region, \u03c3 = {r['sigma']:g}", next(colours))
-        epochs = sorted(set.intersection(*(set(log) for log in r["AP_per_epoch"])))
-        values = [[log[epoch] for log in r["AP_per_epoch"]] for epoch in epochs]
-        shown = [epoch + 1 for epoch in epochs]
-        axes.plot(
-            shown, [mean(v) for v in values], "o--" if plain else "o-", color=colour, label=label, linewidth=1.3, markersize=3
-        )
-        if len(r["seeds"]) > 1:
-            axes.fill_between(shown, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("epoch", fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if records:
-        axes.legend(frameon=False, fontsize=7.5)
-
-
-def _draw_finals(axes: Axes, records: Sequence[dict], detectors: Sequence[str]) -> None:
-    for r in records:
-        x = detectors.index(r["detector"]) + 0.26 * (list(CLUSTERINGS).index(r["clustering"]) - 1)
-        axes.bar(x, r["AP"], 0.24, color=CLUSTERINGS[r["clustering"]], alpha=0.75)
-        if len(r["seeds"]) > 1:
-            axes.plot([x] * len(r["seeds"]), r["AP_seeds"], "o", color="black", markersize=2.5)
-        axes.text(x, max(r["AP_seeds"]) + 0.4, f"{r['AP']:.1f}", ha="center", fontsize=7)
-    for name, colour in CLUSTERINGS.items():
-        if any(r["clustering"] == name for r in records):
-            axes.bar(0, 0, color=colour, alpha=0.75, label=name)
-    axes.set_xticks(range(len(detectors)), [d.removesuffix("-ENACT") for d in detectors])
-    axes.legend(frameon=False, fontsize=7.5, loc="upper left", ncols=len(CLUSTERINGS))
-    axes.set_ylim(top=1.25 * max(1.0, *(max(r["AP_seeds"]) for r in records)))
-
-
 def parse(argv: list[str]) -> Namespace:
     parser = build_parser(NAME, __doc__)
     positive = number(int, 1)
@@ -226,6 +221,7 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--epochs", type=positive, help="of every run (default: the demos'; quick: 1)")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once, which share the cores (default: %(default)s)")
     parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/accuracy; quick: runs/accuracy_quick)")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="JSON", help="results whose runs count as well")
     args = parser.parse_args(argv)
     args.clustering = args.clustering or (["none", "region"] if args.quick else list(CLUSTERINGS))
     args.seeds = args.seeds or ([42] if args.quick else [42, 43, 44])
@@ -242,13 +238,16 @@ def run(argv: list[str]) -> None:
     small = {"train": 80, "val": 40} if args.quick else {}
     shapes = ROOT / "data" / ("shapes_quick" if args.quick else "shapes")
     args.coco_path = args.coco_path or ensure_shapes_dataset(shapes, **small)
-    runs = plan(args)
+    added, about = read_added(args)
+    runs = [run for run in plan(args) if run not in added]
     train_all(runs, args)
-    records = summarise(runs, args.runs)
+    records = summarise(added | {run: run.result(args.runs) for run in runs})
     print("\n" + table(records))
-    seeds = "seed" + "s" * (len(args.seeds) > 1) + " " + ", ".join(map(str, args.seeds))
-    caption = f"{args.coco_path.name}, {seeds}; dots and bands: single seeds; {describe(machine(device))}"
-    save(NAME, args, argv, {"units": {"AP": "%", "AP50": "%"}, "results": records}, draw(records, args.curves, caption))
+    seeds = sorted({seed for record in records for seed in record["seeds"]})
+    named = "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds))
+    caption = f"{args.coco_path.name}, {named}; dots and bands: single seeds; {describe(machine(device))}"
+    content = {"units": {"AP": "%", "AP50": "%"}, "added": about, "results": records}
+    save(NAME, args, argv, content, draw(records, args.curves, caption))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def save(name: str, args: Namespace, argv: list[str], content: dict[str, Any], f
         variant: tells apart the files of runs that answer different questions.
     """
     general = ("device", "quick", "output")
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in general}
+    settings = {k: v for k, v in vars(args).items() if k not in general}
     about = {
         "command": shlex.join(["python", f"benchmarks/{name}.py", *argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -88,7 +88,7 @@ def save(name: str, args: Namespace, argv: list[str], content: dict[str, Any], f
     numbers = args.output / ("-".join(filter(None, (name, variant, args.device))) + ".json")
     chart = numbers.with_suffix(".png")
     try:
-        text = json.dumps(about | content, indent=1).replace(f"{ROOT}{os.sep}", "")  # paths as anybody has them
+        text = json.dumps(about | content, indent=1, default=os.fspath).replace(f"{ROOT}{os.sep}", "")  # paths as anybody has them
         numbers.write_text(text + "\n", encoding="utf-8")
         figure.savefig(chart)
     except OSError as error:

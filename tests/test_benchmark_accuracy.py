@@ -31,11 +31,11 @@ def test_means_spreads_and_differences(tmp_path):
     runs = [Run("DETR-ENACT", c, None if c == "none" else 3.0, seed, 2) for c in ("none", "region") for seed in (1, 2)]
     for run, precision in zip(runs, (0.1, 0.3, 0.2, 0.3)):
         write_log(run, tmp_path, [0.9, precision])
-    plain, region = summarise(runs, tmp_path)
+    plain, region = summarise({run: run.result(tmp_path) for run in runs})
     assert plain["AP"] == pytest.approx(20) and plain["AP50"] == pytest.approx(40) and plain["AP_to_none"] == 0
     assert plain["AP_spread"] == pytest.approx(200**0.5) and region["AP_spread"] == pytest.approx(50**0.5)
     assert region["AP_to_none"] == pytest.approx(5) and region["AP_per_epoch"][0] == {0: 90, 1: 20}
-    assert summarise(runs[:1], tmp_path)[0]["AP_spread"] is None
+    assert summarise({runs[0]: runs[0].result(tmp_path)})[0]["AP_spread"] is None
     assert accuracy.table([plain, region]).count("\u00b1") == 4 and "+5.0" in accuracy.table([plain, region])
 
 
@@ -59,6 +59,39 @@ def test_finished_runs_are_not_repeated_and_unfinished_ones_go_on(tmp_path, monk
     assert ["--resume" in command for command in commands] == [True, False]
     train_all([done], args)
     assert len(commands) == 2
+
+
+def test_seeds_from_another_machine_are_added(tmp_path, capsys):
+    """``--add`` makes one table of two results, trains nothing that they have, and takes no runs that cannot be compared."""
+    data = tmp_path / "data"
+    argv = ["--device", "cpu", "--detector", "DETR-ENACT", "--clustering", "none", "--sigmas", "--epochs", "2"]
+    argv += ["--coco_path", str(data)]
+
+    def accuracy_of(out: str, *more: str) -> int:
+        return main(accuracy.NAME, accuracy.run, [*argv, "--output", str(tmp_path / out), "--runs", str(tmp_path / out), *more])
+
+    for out, seed, precision in (("a", 2, 0.1), ("b", 1, 0.3)):
+        write_log(Run("DETR-ENACT", "none", None, seed, 2), tmp_path / out, [0, precision])
+    first = str(tmp_path / "a" / "accuracy-cpu.json")
+    assert accuracy_of("a", "--seeds", "2") == 0
+    assert accuracy_of("b", "--seeds", "1", "2", "--add", first) == 0
+    content = json.loads((tmp_path / "b" / "accuracy-cpu.json").read_text())
+    [record] = content["results"]
+    assert record["seeds"] == [1, 2] and record["AP_seeds"] == pytest.approx([30, 10])
+    assert record["AP50_seeds"] == pytest.approx([60, 20]) and record["AP_per_epoch"][1] == pytest.approx({"0": 0, "1": 10})
+    assert [added["command"] for added in content["added"]] == [json.loads(Path(first).read_text())["command"]]
+
+    capsys.readouterr()
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"results": 1}')
+    for more, problem in (
+        (("--add", first, "--epochs", "3"), "for 2 epochs, not for 3"),
+        (("--add", first, "--coco_path", str(tmp_path)), "name one dataset"),
+        (("--add", str(broken)), "is not a result of accuracy.py"),
+        (("--add", str(tmp_path / "none.json")), "is not a result of accuracy.py"),
+    ):
+        assert accuracy_of("b", "--seeds", "1", *more) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_accuracy_trains_and_draws(tmp_path, dataset, capsys):
