@@ -25,6 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -121,8 +122,8 @@ def train(run: Run, args: Namespace) -> None:
         command += ["--smoothing_sigma", str(run.sigma)]
     if (folder / "checkpoint.pth").is_file():
         command += ["--resume", str(folder / "checkpoint.pth")]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
-    done = subprocess.run(command, capture_output=True, text=True, env=threads | os.environ)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
     if done.returncode or not run.done(args.runs):
         last = (done.stderr.strip().splitlines() or ["its log lacks the last epoch: remove the folder"])[-1]
         raise UserError(f"the run {folder} failed: {last}")
@@ -164,6 +165,8 @@ def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
         if trained_on.resolve() != args.coco_path.resolve():
             raise UserError(f"--add {path} was trained on {trained_on}, not on {args.coco_path}: name one dataset")
         for run in found:
+            if run.detector not in DETECTORS:
+                raise UserError(f"--add {path} has runs of {run.detector}, which this repository lacks: pass another file")
             if run.epochs != (epochs := _epochs(run.detector, args)):
                 raise UserError(f"--add {path} trained {run.detector} for {run.epochs} epochs, not for {epochs}: pass --epochs")
         results |= found
@@ -234,6 +237,8 @@ def parse(argv: list[str]) -> Namespace:
 
 def run(argv: list[str]) -> None:
     args = parse(argv)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))  # those of each run, which the results state
     device = settle(args)
     small = {"train": 80, "val": 40} if args.quick else {}
     shapes = ROOT / "data" / ("shapes_quick" if args.quick else "shapes")
