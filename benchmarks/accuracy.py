@@ -1,6 +1,6 @@
 """What clustering costs in precision: AP per epoch over sigma (figure 3), and final AP over seeds (the question of table 2).
 
-    python benchmarks/accuracy.py --jobs 2                     # 33 demos, on two cores some four hours
+    python benchmarks/accuracy.py --jobs 2                     # 33 demos, on two cores some three hours
     python benchmarks/accuracy.py --seeds 42 --detector Anchor-DETR-ENACT
     python benchmarks/accuracy.py --quick
 

@@ -61,7 +61,8 @@ def _draw_finals(axes: Axes, records: Sequence[dict], detectors: Sequence[str]) 
         axes.bar(x, r["AP"], 0.24, color=COLOURS[r["clustering"]], alpha=0.75)
         if len(r["seeds"]) > 1:
             axes.plot([x] * len(r["seeds"]), r["AP_seeds"], "o", color="black", markersize=2.5)
-        axes.text(x, max(r["AP_seeds"]) + 0.4, f"{r['AP']:.1f}", ha="center", fontsize=7)
+        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{r['AP']:.1f}", (x, max(r["AP_seeds"])), **above, fontsize=7)
     for name, colour in COLOURS.items():
         if any(r["clustering"] == name for r in records):
             axes.bar(0, 0, color=colour, alpha=0.75, label=name)
