@@ -36,6 +36,7 @@ from benchmarks.common_measure import machine
 from common.arguments import number
 from common.errors import UserError
 from common.evaluation import METRICS
+from common.log import read_log
 from common.shapes import ensure_shapes_dataset
 from tools.detectors import DETECTORS, options
 
@@ -69,9 +70,8 @@ class Run:
     def log(self, root: Path) -> dict[int, list[float]]:
         """Epoch -> COCO's 12 numbers, of the epochs that are done."""
         path = self.folder(root) / "log.txt"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        records = map(json.loads, lines)
-        return {r["epoch"]: r["test_coco_eval_bbox"] for r in records if r["epoch"] < self.epochs}
+        records = read_log(path) if path.is_file() else {}
+        return {epoch: record["test_coco_eval_bbox"] for epoch, record in records.items() if epoch < self.epochs}
 
     def done(self, root: Path) -> bool:
         return self.epochs - 1 in self.log(root)
@@ -175,8 +175,8 @@ def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
 
 def summarise(results: Mapping[Run, Result]) -> list[dict]:
     """One record per detector and variant: AP and AP50 (in %) of every seed, mean, spread, difference to none, and AP per epoch."""
-    order = (DETECTORS[::-1], CLUSTERINGS)
-    runs = sorted(results, key=lambda r: (order[0].index(r.detector), order[1].index(r.clustering), r.sigma or 0, r.seed))
+    detectors = DETECTORS[::-1]
+    runs = sorted(results, key=lambda r: (detectors.index(r.detector), CLUSTERINGS.index(r.clustering), r.sigma or 0, r.seed))
     records = []
     for (detector, clustering, sigma), group in groupby(runs, key=lambda r: (r.detector, r.clustering, r.sigma)):
         seeds = {run.seed: results[run] for run in group}

@@ -64,12 +64,5 @@ def write_log(folder: Path, log: dict[str, Any], writer: SummaryWriter) -> None:
     plot_curves(folder / "log.txt", folder / "curves.png")
 
 
-def is_logged(folder: Path, epoch: int) -> bool:
-    """Whether :func:`write_log` has written this epoch's line."""
-    path = folder / "log.txt"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return any(json.loads(line)["epoch"] == epoch for line in lines)
-
-
 def summary(stats: list[float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in zip(METRICS[:6], stats, strict=False) if value >= 0)

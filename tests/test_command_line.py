@@ -178,6 +178,10 @@ def test_an_interrupted_evaluation_is_made_up_for(trained, detector, dataset, tm
     assert run_here(detector, *argv) == 2
     assert f"has finished epoch {EPOCHS - 1}" in capsys.readouterr().err
     assert len(read_log(out)) == EPOCHS
+    with open(out / "log.txt", "a") as log:
+        log.write('{"epo')  # a power cut
+    assert run_here(detector, *argv) == 2
+    assert f"line {EPOCHS + 1} is no JSON object with an epoch" in capsys.readouterr().err
 
 
 def test_prediction_draws_one_picture_per_image(trained, detector, dataset, tmp_path):

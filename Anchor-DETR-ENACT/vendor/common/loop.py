@@ -26,9 +26,10 @@ from .data import Batch
 from .detector import Detector
 from .errors import UserError
 from .evaluation import evaluate
+from .log import read_log
 from .losses import Counts, SetCriterion
 from .meter import Meter
-from .outputs import is_logged, summary, write_log
+from .outputs import summary, write_log
 
 
 def train(
@@ -223,7 +224,8 @@ def _restore(checkpoint: dict[str, Any], args: Namespace, accelerator: Accelerat
 def _unlogged(checkpoint: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """What the checkpoint's epoch has for the log, where the run goes on in its folder and the log there lacks it."""
     goes_on = Path(args.resume).resolve().parent == args.output_dir.resolve()
-    lacks = goes_on and not is_logged(args.output_dir, checkpoint["epoch"])
+    path = args.output_dir / "log.txt"
+    lacks = goes_on and not (path.is_file() and checkpoint["epoch"] in read_log(path))
     [log] = broadcast_object_list([checkpoint.get("log", {}) if lacks else {}])
     return log
 

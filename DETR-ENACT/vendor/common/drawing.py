@@ -3,7 +3,6 @@
 Images are uint8 RGB arrays (H, W, 3). Boxes are (n, 4): x0, y0, x1, y1 in pixels, where pixel i spans [i, i + 1).
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .errors import UserError
+from .log import read_log
 
 # Okabe and Ito's colours without black, told apart with every common form of colour blindness:
 # yellow, vermilion, sky blue, bluish green, reddish purple, orange, blue.
@@ -165,7 +165,7 @@ def plot_curves(log_path: str | os.PathLike, out_path: str | os.PathLike) -> Non
 
     Raises `UserError` if the log cannot be read or holds no curve, or if the figure cannot be written.
     """
-    records = _read_log(Path(log_path))
+    records = _finite_numbers(Path(log_path))
     figure = Figure(figsize=(10.5, 2.8), layout="constrained")
     total, parts, precision = charts = figure.subplots(1, 3)
     blue, red, green = PALETTE[[6, 1, 3]] / 255  # the dark ones, for lines on white
@@ -208,25 +208,19 @@ def _plot(axes: Axes, records: Sequence[dict], key: str, label: str, colour: np.
         axes.plot(*zip(*points, strict=True), line, color=colour, linewidth=1.4, label=label, **dots)
 
 
-def _read_log(path: Path) -> list[dict[str, float]]:
-    """Return the finite numbers of the last record of every epoch, by epoch, with AP, AP50 and AP75 in percent."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the log {path}: {error}.") from None
-    records = {}
-    for number, line in enumerate(lines, start=1):
+def _finite_numbers(path: Path) -> list[dict[str, float]]:
+    """Return the finite numbers of a log's records, by epoch, with AP, AP50 and AP75 in percent."""
+    found = []
+    for epoch, record in sorted(read_log(path).items()):
         try:
-            record = json.loads(line)
             stats = zip(("AP", "AP50", "AP75"), record.get("test_coco_eval_bbox") or [], strict=False)
-            record.update((name, 100 * value) for name, value in stats if value >= 0)  # -1: there was nothing to find
-            numbers = {key: v for key, v in record.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-            records[numbers["epoch"]] = numbers
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(f"The log {path} is broken: line {number} is no JSON object with an epoch.") from None
-    if not records:
+            percent = {name: 100 * value for name, value in stats if value >= 0}  # -1: there was nothing to find
+        except TypeError:
+            raise UserError(f"The log {path} is broken: test_coco_eval_bbox of epoch {epoch} is no list of numbers.") from None
+        found.append({k: v for k, v in (record | percent).items() if isinstance(v, (int, float)) and math.isfinite(v)})
+    if not found:
         raise UserError(f"The log {path} is empty: train for an epoch first.")
-    return [records[epoch] for epoch in sorted(records)]
+    return found
 
 
 def _pixel_boxes(boxes: np.ndarray, width: int, height: int) -> dict[int, tuple[int, int, int, int]]:
