@@ -7,15 +7,14 @@ JOBS     ?= 2
 RUN       := $(VENV)/bin/python
 STAMP     := $(VENV)/.installed
 PARTIAL   := $(VENV)/.partial
-DETECTORS := $(patsubst %/main.py,%,$(wildcard *-ENACT/main.py))
-TESTS     := tests $(DETECTORS:%=%/tests)
+TESTS     := tests $(patsubst %/main.py,%/tests,$(wildcard */main.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test data vendor figures lint $(TESTS)
+.PHONY: help demo test test-gpu data vendor figures lint $(TESTS)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  make DETR-ENACT/tests runs one folder's tests; make tests runs those of enact/, common/ and tools/."
 	@echo "  DETECTOR=$(DETECTOR)  PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS) (test processes)"
@@ -23,10 +22,19 @@ help: ## list the targets
 demo: $(STAMP) ## train DETECTOR on the built-in shapes, on the CPU or a GPU, without a download; writes runs/demo
 	$(RUN) $(DETECTOR)/main.py --demo --output_dir runs/demo
 
-test: lint $(TESTS) ## lint, then run every test
+# One thread for each of the JOBS test processes: torch would otherwise start as many threads as there are cores in every one.
+test $(TESTS): export OMP_NUM_THREADS ?= 1
+test: lint ## lint, then run every test
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+
+$(TESTS): $(STAMP)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $@
+
+test-gpu: $(STAMP) ## run the tests that need a GPU
+	$(RUN) -m pytest -m gpu tests/gpu
 
 data: $(STAMP) ## draw the built-in shapes dataset, in COCO's layout, into data/shapes
-	$(RUN) -m common.shapes --output data/shapes
+	$(RUN) -m common.data.shapes --output data/shapes
 
 vendor: ## copy enact/ and common/ into every detector's vendor/
 	$(PYTHON) tools/vendor.py
@@ -36,12 +44,6 @@ figures: $(STAMP) ## draw the figures of images/ anew
 
 lint: $(STAMP) ## check the style with ruff
 	$(RUN) -m ruff check
-
-# One process a folder, because the detectors' modules have the same names. Inside it, one thread for each of the JOBS
-# workers: torch would otherwise start as many threads as there are cores in every one of them.
-$(TESTS): export OMP_NUM_THREADS ?= 1
-$(TESTS): $(STAMP)
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile $@
 
 # The stamp is written last, so an install that fails or is interrupted is run again by the next make. PARTIAL marks a
 # folder made here whose first install has not ended: what it holds may be broken, so it is emptied (its dot files stay).

@@ -12,7 +12,7 @@ from .attention import ClusteredAttention
 from .clustering import CLUSTERINGS, Clusters, EntropyClustering
 from .encoder import TransformerEncoder, TransformerEncoderLayer
 from .patching import patch, record
-from .released import convert_released_attention, to_released_attention
+from .released import convert_released_attention, reveal_clustering, to_released_attention
 
 __all__ = [
     "CLUSTERINGS",
@@ -24,5 +24,6 @@ __all__ = [
     "convert_released_attention",
     "patch",
     "record",
+    "reveal_clustering",
     "to_released_attention",
 ]

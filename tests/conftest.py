@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.shapes import write_shapes_dataset
+from common.data.shapes import write_shapes_dataset
 from tools.detectors import DETECTORS
 
 
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for image in content["images"]:
         for category in content["categories"]:
             w, h = image["width"] / 2, image["height"] / 2
-            about = {"id": len(content["annotations"]) + 1, "image_id": image["id"], "category_id": category["id"]}
-            content["annotations"].append(about | {"bbox": [w / 2, h / 2, w, h], "area": w * h, "iscrowd": 0})
+            ids = {"id": len(content["annotations"]) + 1, "image_id": image["id"], "category_id": category["id"]}
+            content["annotations"].append(ids | {"bbox": [w / 2, h / 2, w, h], "area": w * h, "iscrowd": 0})
     path.write_text(json.dumps(content))
     return root

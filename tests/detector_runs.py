@@ -1,5 +1,6 @@
 """Runs of the detectors' command lines, small enough for tests."""
 
+import json
 import os
 import re
 import signal
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import torch
 
-from tools.detectors import load
+from common.cli.run import main
+from tools.detectors import DETECTORS
 
 TINY = (
     *("--backbone", "resnet10", "--backbone_weights", "none", "--image_size", "64"),
@@ -20,6 +23,8 @@ TINY = (
 # The norm behind Anchor DETR's projection has 32 groups; with one channel in each, the bias before it would have no gradient.
 ANCHORS = ("--hidden_dim", "64", "--num_query_position", "5", "--num_query_pattern", "2")
 OWN = {"Anchor-DETR-ENACT": ANCHORS}
+EXAMPLE = "DETR-ENACT"  # on which is tested what the detectors share
+TIMINGS = {"train_images_per_second", "train_share_waited", "train_peak_memory"}
 TIMEOUT = 180  # seconds, for a machine that is busy with other things
 
 
@@ -31,10 +36,9 @@ def tiny(detector: str) -> tuple[str, ...]:
 def run_here(detector: str, *argv: str | Path) -> int:
     """Runs a detector's command line in this process, on one thread as the others; returns the exit code."""
     handlers, threads = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}, torch.get_num_threads()
-    main = load(detector)
     torch.set_num_threads(1)
     try:
-        return main.main(main.DETECTOR, [str(argument) for argument in argv])
+        return main(DETECTORS[detector], [str(argument) for argument in argv])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -58,18 +62,35 @@ def run_and_signal(number: signal.Signals, epoch: int, *argv: str | Path) -> tup
         The exit code, and what was printed to stderr.
     """
     process = _start(argv)
-    seen = ""
+    printed = ""
     watchdog = Timer(TIMEOUT, process.kill)
     watchdog.start()
     while chunk := os.read(process.stderr.fileno(), 4096):
-        seen += chunk.decode(errors="replace")
-        done = re.findall(rf"epoch {epoch}: [^\r]*\| (\d+)/\d+ \[", seen)
+        printed += chunk.decode(errors="replace")
+        done = re.findall(rf"epoch {epoch}: [^\r]*\| (\d+)/\d+ \[", printed)
         if done and int(done[-1]) >= 1:
             break
     watchdog.cancel()
     os.killpg(process.pid, number)
     code, _, err = _finish(process)
-    return code, seen + err
+    return code, printed + err
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log without its timings, in which no two runs are equal."""
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """The last checkpoints of two folders continue alike: weights, optimiser, schedule, epoch and random states, bit for bit."""
+    a, b = (read_checkpoint(folder / "checkpoint.pth") for folder in (a, b))
+    for part in ("model", "optimizer", "lr_scheduler", "epoch", "random_states"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0, msg=lambda text, part=part: f"{part}: {text}")
 
 
 def _start(argv: tuple[str | Path, ...], cwd: Path | None = None) -> subprocess.Popen:

@@ -14,21 +14,21 @@ from torchvision.transforms import v2
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.detectors import load
+from common.cli.run import main
+from common.data import loading
+from common.data.transforms import ToTensor
+from tools.detectors import DETECTORS
 
 
-def equal_sizes(detector: str) -> AbstractContextManager:
-    """While the context lasts, the detector resizes every image to one square, without augmentation."""
-    normalize = load(detector, "vendor.common.transforms").Normalize()
+def equal_sizes() -> AbstractContextManager:
+    """While the context lasts, every image is resized to one square, without augmentation."""
 
     def resize(image_size: int) -> v2.Compose:
-        return v2.Compose([v2.Resize((image_size, image_size)), normalize])
+        return v2.Compose([v2.Resize((image_size, image_size)), ToTensor()])
 
-    data = load(detector, "vendor.common.data")
-    return patch.multiple(data, training_transforms=resize, evaluation_transforms=resize)
+    return patch.multiple(loading, training_transforms=resize, evaluation_transforms=resize)
 
 
 if __name__ == "__main__":
-    with equal_sizes(sys.argv[1]):
-        main = load(sys.argv[1])
-        sys.exit(main.main(main.DETECTOR, sys.argv[2:]))
+    with equal_sizes():
+        sys.exit(main(DETECTORS[sys.argv[1]], sys.argv[2:]))

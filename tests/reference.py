@@ -40,7 +40,9 @@ def reference_clusters(logits: Sequence[float], clustering: str, sigma: int) -> 
 
     radius = 3 * sigma if clustering == "region" else 3 * sigma - 1
     # From one pixel before the first to one behind the last, which the second derivative needs at the ends.
-    smoothed = [smooth(information, i, sigma, radius) for i in range(-1, n + 1)]
+    smoothed = [smooth(information, i, sigma, radius, zero_ends=clustering == "window") for i in range(-1, n + 1)]
+    if clustering == "window":
+        smoothed[0] = smoothed[-1] = 0.0
     step = [-smoothed[i] + 2 * smoothed[i + 1] - smoothed[i + 2] > 0 for i in range(n)]
     smoothed = smoothed[1:-1]
 
@@ -60,12 +62,16 @@ def reference_clusters(logits: Sequence[float], clustering: str, sigma: int) -> 
     return Reference(information, smoothed, index, weight, count)
 
 
-def smooth(signal: list[float], i: int, sigma: int, radius: int) -> float:
-    """The signal convolved with a Gaussian, at i. Beyond its ends it goes on with its end values (the paper does not say)."""
+def smooth(signal: list[float], i: int, sigma: int, radius: int, zero_ends: bool = False) -> float:
+    """The signal convolved with a Gaussian, at i.
+
+    Beyond its ends it goes on with its end values (the paper does not say), or is 0 (the released code).
+    """
     result = 0.0
     for x in range(-radius, radius + 1):
         gauss = math.exp(-(x**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma)
-        result += gauss * signal[min(max(i + x, 0), len(signal) - 1)]
+        if not zero_ends or 0 <= i + x < len(signal):
+            result += gauss * signal[min(max(i + x, 0), len(signal) - 1)]
     return result
 
 

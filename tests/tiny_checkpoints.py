@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.detector_runs import tiny
-from tools.detectors import load, options
+from tools.detectors import DETECTORS, options
 
 NUM_CLASSES = 7
 
@@ -17,7 +17,7 @@ def tiny_model(detector: str, seed: int, *argv: str) -> tuple[nn.Module, dict[st
     args = options(detector, [*tiny(detector), "--no-dilation", "--last_stage", "2", *argv])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = load(detector).build_model(args, NUM_CLASSES, False).eval()
+        model = DETECTORS[detector].build_model(args, NUM_CLASSES, False).eval()
     return model, {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
 
 
@@ -31,7 +31,6 @@ def tiny_checkpoint(path: Path, detector: str, seed: int, *argv: str) -> Path:
 def tiny_published(path: Path, detector: str, seed: int) -> Path:
     """Writes such a model, with windows, under the published names: the file does not say what it is."""
     model, args = tiny_model(detector, seed, "--clustering", "window")
-    torch.save(
-        {"model": load(detector).DETECTOR.export(model.state_dict(), args["nheads"]), "args": {"nheads": args["nheads"]}}, path
-    )
+    weights = DETECTORS[detector].export(model.state_dict(), args["nheads"])
+    torch.save({"model": weights, "args": {"nheads": args["nheads"]}}, path)
     return path

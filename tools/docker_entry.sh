@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 detector=${DETECTOR:-DETR-ENACT}
 
 if [[ ! -f $root/$detector/main.py ]]; then
-    echo "DETECTOR=$detector is no detector here: choose one of $(cd "$root" && printf '%s ' *-ENACT)" >&2
+    echo "DETECTOR=$detector is no detector here: choose one of $(cd "$root" && for main in */main.py; do printf '%s ' "${main%/main.py}"; done)" >&2
     exit 2
 fi
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.common_models import trained
-from common.arguments import Parser, number
-from common.checkpoint import load_checkpoint, load_model
-from common.drawing import contact_sheet, save_image
+from benchmarks.lib.models import trained
+from common.cli.arguments import Parser, number
+from common.data.shapes_drawing import draw_image
 from common.errors import UserError
-from common.predict import image_tensor
-from common.shapes_drawing import draw_image
+from common.models.checkpoint import load_checkpoint, load_model
+from common.output.drawing import contact_sheet, save_image
+from common.output.predict import batch_of
 from tools.framework_figure import Observation, draw_framework
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +35,8 @@ def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     saved = load_checkpoint(checkpoint)
     if saved.get("detector") not in FIGURED or saved["args"]["clustering"] != "region":
         raise UserError(f"{checkpoint} is not of {' or '.join(FIGURED)} with --clustering region: pass `make demo`'s")
-    found = trained(saved, checkpoint, FIGURED, torch.device("cpu"), {})
-    layers = found.model.transformer.encoder.layers
+    loaded = trained(saved, checkpoint, FIGURED, torch.device("cpu"), {})
+    layers = loaded.model.transformer.encoder.layers
     if layer >= len(layers):
         raise UserError(f"--layer {layer}, but the encoder of {checkpoint} has {len(layers)} layers, counted from 0")
     attention = layers[layer].self_attn
@@ -44,8 +44,7 @@ def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     inputs = []
     handle = attention.register_forward_pre_hook(lambda module, given: inputs.extend(given))
     height, width = image.shape[:2]
-    tensor = image_tensor(Image.fromarray(image), min(height, width))
-    records, outputs = found.look(tensor)
+    records, outputs = loaded.observe(batch_of(Image.fromarray(image), min(height, width)))
     handle.remove()
     size, clusters = outputs["feature_size"], list(records.values())[layer]
 

@@ -38,29 +38,30 @@ class Observation:
     clustered: np.ndarray
 
 
-def draw_framework(seen: Observation) -> Figure:
+def draw_framework(observation: Observation) -> Figure:
     """Image, self-information, regions and attention in a row; below them the signal that leads from the second to the third."""
-    n, m = seen.clustered.shape
-    h, w = seen.index.shape
+    n, m = observation.clustered.shape
+    h, w = observation.index.shape
     figure = Figure(figsize=(8, 4), dpi=200, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.06, wspace=0.06, hspace=0)
     # The widths are in proportion to what is shown, so that all pictures come out equally high.
     grid = figure.add_gridspec(2, 5, height_ratios=(1.75, 1), width_ratios=(w / h, w / h, w / h, 1, m / n))
     image, information, regions, plain, clustered = (figure.add_subplot(grid[0, i]) for i in range(5))
     signal = figure.add_subplot(grid[1, :])
-    rows = busiest_rows(seen.smoothed, max(1, round(STRETCH / w)))
-    colours = cluster_colours(seen.smoothed.ravel(), seen.index.ravel())
+    rows = busiest_rows(observation.smoothed, max(1, round(STRETCH / w)))
+    colours = cluster_colours(observation.smoothed.ravel(), observation.index.ravel())
 
     over_map = {"extent": (0, w, h, 0)}
-    _show(image, seen.image, "(a) image", "{} \u00d7 {} pixels".format(*seen.image.shape), **over_map)
-    _show(information, seen.information, "(b) self-information", f"$N$ = {h} \u00d7 {w} = {n} keys", cmap="inferno", **over_map)
+    _show(image, observation.image, "(a) image", "{} \u00d7 {} pixels".format(*observation.image.shape), **over_map)
+    keys = f"$N$ = {h} \u00d7 {w} = {n} keys"
+    _show(information, observation.information, "(b) self-information", keys, cmap="inferno", **over_map)
     frame = Rectangle((0, rows.start), w, len(rows), fill=False, edgecolor=FRAME, linewidth=1.6, clip_on=False, zorder=3)
     information.add_patch(frame)
-    _draw_signal(signal, seen, rows, colours)
-    _show(regions, _coloured(seen.index, colours), "(d) regions", f"$M$ = {m} clusters", **over_map)
-    regions.add_collection(LineCollection(borders(seen.index), colors="white", linewidths=0.7, capstyle="projecting"))
-    _show_attention(plain, seen.plain, "(e) attention weights", f"plain: {n} \u00d7 {n}")
-    _show_attention(clustered, seen.clustered, "", f"ENACT:\n{n} \u00d7 {m}")
+    _draw_signal(signal, observation, rows, colours)
+    _show(regions, _coloured(observation.index, colours), "(d) regions", f"$M$ = {m} clusters", **over_map)
+    regions.add_collection(LineCollection(borders(observation.index), colors="white", linewidths=0.7, capstyle="projecting"))
+    _show_attention(plain, observation.plain, "(e) attention weights", f"plain: {n} \u00d7 {n}")
+    _show_attention(clustered, observation.clustered, "", f"ENACT:\n{n} \u00d7 {m}")
 
     below = -0.15  # of a picture, the place under its label
     _arrow(image, (1, 0.5), information, (0, 0.5))
@@ -103,15 +104,15 @@ def borders(index: np.ndarray) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return upright + level
 
 
-def _draw_signal(axes: Axes, seen: Observation, rows: range, colours: Sequence[str]) -> None:
+def _draw_signal(axes: Axes, observation: Observation, rows: range, colours: Sequence[str]) -> None:
     """The information along some rows of the map, one behind the other, over the clusters that it makes."""
-    w = seen.index.shape[1]
+    w = observation.index.shape[1]
     start, stop = rows.start * w, rows.stop * w
-    index = seen.index.ravel()[start:stop]
+    index = observation.index.ravel()[start:stop]
     edges = [0, *(np.flatnonzero(np.diff(index)) + 1), len(index)]
     for left, right in zip(edges, edges[1:]):
         axes.axvspan(start + left - 0.5, start + right - 0.5, color=colours[index[left]], linewidth=0)
-    raw, smooth = (1e3 * signal.ravel()[start:stop] for signal in (seen.information, seen.smoothed))
+    raw, smooth = (1e3 * signal.ravel()[start:stop] for signal in (observation.information, observation.smoothed))
     axes.plot(range(start, stop), raw, color=GREY, linewidth=0.8, label="self-information")
     axes.plot(range(start, stop), smooth, color=INK, linewidth=2, label="smoothed")
     axes.set_xlim(start - 0.5, stop - 0.5)

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("enact", "common")
 SKIPPED = {"__pycache__", "tests"}
 README = "Copies: edit `enact/` and `common/` at the top of the repository instead, then run `make vendor`.\n"
-INIT = '"""Copies of the packages that the detectors share: never edited here."""\n'
 
 
 def detector_folders(root: Path) -> list[Path]:
@@ -24,7 +23,7 @@ def detector_folders(root: Path) -> list[Path]:
 
 def expected_files(root: Path) -> dict[Path, bytes]:
     """What each `vendor/` folder has to hold: contents by path, relative to that folder."""
-    files = {Path("README.md"): README.encode(), Path("__init__.py"): INIT.encode()}
+    files = {Path("README.md"): README.encode()}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             name = path.relative_to(root)

@@ -7,15 +7,14 @@ import math
 
 import pytest
 import torch
-from anchor_detr import Transformer
 from torch import nn
 
-from checkpoint import adapt, export
-from main import DETECTOR
-from transformer import embed_2d, pixel_coordinates
-from vendor.common.arguments import common_parser, parse
-from vendor.common.errors import UserError
-from vendor.common.losses import Counts
+from anchor_detr import DETECTOR
+from anchor_detr.checkpoint import adapt, export
+from anchor_detr.model import Transformer
+from anchor_detr.transformer import embed_2d, pixel_coordinates
+from common.cli.options import parse
+from common.errors import UserError
 
 TINY = (
     "--hidden_dim 32 --nheads 4 --enc_layers 2 --dec_layers 2 --dim_feedforward 64 --backbone resnet10 --backbone_weights none "
@@ -26,9 +25,7 @@ CLASSES = 6
 
 def build(text: str, num_classes: int = CLASSES) -> tuple[nn.Module, nn.Module]:
     """The model and its losses."""
-    parser = common_parser(DETECTOR.name)
-    DETECTOR.add_arguments(parser)
-    args = parse(parser, DETECTOR.demo, text.split())[0]
+    args, _ = parse(DETECTOR, text.split())
     torch.manual_seed(0)
     return DETECTOR.build_model(args, num_classes, False), DETECTOR.build_criterion(args, num_classes)
 
@@ -60,7 +57,7 @@ def test_every_published_option_trains(options, clustering):
     assert outputs["pred_logits"].shape == (2, 2, 8, CLASSES) and outputs["pred_boxes"].shape == (2, 2, 8, 4)
     assert outputs["feature_size"] == ((2, 3) if "--no-dilation" in options else (4, 6))
     targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.4, 0.4, 0.3, 0.3]])} for _ in range(2)]
-    loss, _ = criterion(outputs, targets, Counts.normalised(Counts.of(targets, model.num_queries), 1))
+    loss, _ = criterion(outputs, targets, criterion.count(targets))
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     scores = [p.grad.abs().max() for name, p in model.named_parameters() if name.endswith("W_prob.weight")]

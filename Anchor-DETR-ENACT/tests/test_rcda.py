@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from rcda import RCDA, ClusteredRCDA, decoupled_attention
+
+from anchor_detr.rcda import RCDA, ClusteredRCDA, decoupled_attention
 
 D, HEADS = 16, 4
 torch.manual_seed(0)
@@ -88,7 +89,7 @@ def test_no_tensor_has_the_size_of_the_materialised_weights():
 
 def one_pixel_per_cluster(monkeypatch) -> None:
     monkeypatch.setattr(
-        "vendor.enact.clustering._regions",
+        "enact.clustering._regions",
         lambda bends, lengths: (torch.arange(bends.shape[1]).expand(bends.shape), lengths.clone()),
     )
 

@@ -8,19 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection, ResNetConfig
 
-from main import DETECTOR
-from vendor.common.arguments import common_parser, parse
-from vendor.common.data import pad_batch
+from common.cli.options import parse
+from common.data.loading import pad_batch
+from conditional_detr import DETECTOR
 
 TINY = "--hidden_dim 32 --nheads 4 --enc_layers 2 --dec_layers 2 --dim_feedforward 64 --num_queries 10 --backbone resnet10"
 CLASSES = 6
 
 
 def build(text: str, num_classes: int = CLASSES) -> nn.Module:
-    parser = common_parser(DETECTOR.name)
-    DETECTOR.add_arguments(parser)
     torch.manual_seed(0)
-    return DETECTOR.build_model(parse(parser, DETECTOR.demo, text.split())[0], num_classes, False)
+    return DETECTOR.build_model(parse(DETECTOR, text.split())[0], num_classes, False)
 
 
 # What the library calls the parts, and Conditional DETR's own names, to be replaced in this order. Older versions of the library
@@ -111,3 +109,37 @@ def test_plain_conditional_detr_agrees_with_an_independent_implementation():
     torch.testing.assert_close(found["pred_logits"][-1], expected.logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(found["pred_boxes"][-1], expected.pred_boxes, rtol=0, atol=1e-4)
     assert min(expected.logits.std(1).mean(), expected.pred_boxes.std(1).mean()) > 5e-3, "the queries must differ"
+
+
+def a_batch() -> tuple[Tensor, Tensor]:
+    mask = torch.zeros(2, 64, 96, dtype=torch.bool)
+    mask[1, 40:] = True
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)), mask
+
+
+@torch.no_grad()
+def test_reference_points_are_not_rounded_under_mixed_precision():
+    """In bfloat16 they would lie on a grid, and with them the boxes and the positions that the attention looks at."""
+    model, found = build(TINY).eval(), []
+    nn.init.normal_(model.query_embed.weight)
+    model.transformer.register_forward_hook(lambda module, inputs, out: found.append(out[1]))
+    model(*a_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*a_batch())
+    single, half = found
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, single, rtol=0, atol=1e-6)
+    assert (half.bfloat16().float() == half).float().mean() < 0.1
+
+
+def test_a_single_decoder_layer_trains_wholly():
+    """``--dec_layers 1``: what scales the positions of later layers is not trained, and all that is trained gets a gradient.
+
+    A parameter without one stops a run of several processes.
+    """
+    text = f"{TINY} --dec_layers 1 --backbone_weights none"
+    model, criterion = build(text).train(), DETECTOR.build_criterion(parse(DETECTOR, text.split())[0], CLASSES)
+    targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.4, 0.4, 0.3, 0.3]])} for _ in range(2)]
+    criterion(model(*a_batch()), targets, criterion.count(targets))[0].backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad != (p.grad is not None)] == []
+    assert [name for name, p in model.named_parameters() if not p.requires_grad and "query_scale" not in name] == []

@@ -1,1 +1,1 @@
-"""What every detector of this project shares."""
+"""What the detectors share: data, models, losses, training, evaluation, output, and the command line. It names no detector."""

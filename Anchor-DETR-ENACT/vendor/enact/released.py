@@ -3,10 +3,20 @@
 d: features, d_h: features of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+
+def reveal_clustering(names: Iterable[str]) -> dict[str, str]:
+    """What the names of a detector's weights tell about ``clustering``: "none" without a probability layer, "window" where the
+    released code wrote them; nothing where this repository did, which does both with the same weights."""
+    names = list(names)
+    if not any(name.endswith("W_prob.weight") for name in names):
+        return {"clustering": "none"}
+    released = any(name.endswith(("self_attn.W_q.weight", "ENACT.W_prob.weight")) for name in names)
+    return {"clustering": "window"} if released else {}
 
 
 def convert_released_attention(state_dict: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:

@@ -55,11 +55,11 @@ class ClusteredAttention(nn.MultiheadAttention):
         clustered = cls(
             attention.embed_dim,
             attention.num_heads,
-            attention.dropout,
-            attention.in_proj_bias is not None,
-            attention.batch_first,
-            clustering,
-            smoothing_sigma,
+            dropout=attention.dropout,
+            bias=attention.in_proj_bias is not None,
+            batch_first=attention.batch_first,
+            clustering=clustering,
+            smoothing_sigma=smoothing_sigma,
             device=weight.device,
             dtype=weight.dtype,
         )

@@ -111,7 +111,7 @@ def cluster(logits: Tensor, key_padding_mask: Tensor | None, clustering: str, sm
 
     region = clustering == "region"
     radius = int(3 * smoothing_sigma) if region else int(3 * smoothing_sigma) - 1
-    smoothed, bends = smooth_and_bend(packed, lengths, smoothing_sigma, radius)
+    smoothed, bends = smooth_and_bend(packed, lengths, smoothing_sigma, radius, zero_ends=not region)
     index, count = _regions(bends, lengths)
     dropped = None
     if not region:

@@ -86,7 +86,14 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             TransformerEncoderLayer(
-                d_model, nhead, dim_feedforward, dropout, activation, normalize_before, clustering, smoothing_sigma
+                d_model=d_model,
+                nhead=nhead,
+                dim_feedforward=dim_feedforward,
+                dropout=dropout,
+                activation=activation,
+                normalize_before=normalize_before,
+                clustering=clustering,
+                smoothing_sigma=smoothing_sigma,
             )
             for _ in range(num_layers)
         )

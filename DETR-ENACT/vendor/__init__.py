@@ -1,1 +1,0 @@
-"""Copies of the packages that the detectors share: never edited here."""

@@ -1,0 +1,259 @@
+"""What clustering costs in precision: AP per epoch over sigma (figure 3), and final AP over seeds (the question of table 2).
+
+    python benchmarks/quality/accuracy.py --jobs 2                     # 33 demos, on two cores some three hours
+    python benchmarks/quality/accuracy.py --seeds 42 --detector Anchor-DETR-ENACT
+    python benchmarks/quality/accuracy.py --quick
+
+The data are the built-in shapes, which everybody has. A run is ``python <folder>/main.py --demo --clustering ... --seed ...``, so
+the models and schedules are the demos'. Every detector is trained with ``none``, ``window`` and ``region`` at its demo's sigma, and
+``--curves`` also with ``region`` at every one of ``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones
+are not repeated, interrupted ones go on, so that seeds can be added later. Those of other results, for example of other seeds from
+another machine, are added to the table with ``--add``.
+
+The spread is the standard deviation over the seeds, which fewer than two do not have.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, save
+from benchmarks.lib.measure import machine
+from benchmarks.quality.accuracy_chart import COLOURS, draw
+from common.cli.arguments import number
+from common.data.shapes import ensure_shapes_dataset
+from common.errors import UserError
+from common.evaluation.coco import METRICS
+from common.output.log import read_log
+from tools.detectors import DETECTORS, options
+
+NAME = "quality/accuracy"
+CLUSTERINGS = tuple(COLOURS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        detector: its folder.
+        clustering, sigma, seed: the options that are compared; sigma is None without clustering.
+        epochs: how long it takes.
+    """
+
+    detector: str
+    clustering: str
+    sigma: float | None
+    seed: int
+    epochs: int
+
+    @property
+    def variant(self) -> str:
+        return self.clustering if self.sigma is None else f"{self.clustering}-sigma{self.sigma:g}"
+
+    def folder(self, root: Path) -> Path:
+        return root / self.detector / f"{self.variant}-seed{self.seed}"
+
+    def log(self, root: Path) -> dict[int, list[float]]:
+        """Epoch -> COCO's 12 numbers, of the epochs that are done."""
+        path = self.folder(root) / "log.txt"
+        records = read_log(path) if path.is_file() else {}
+        return {epoch: record["test_coco_eval_bbox"] for epoch, record in records.items() if epoch < self.epochs}
+
+    def done(self, root: Path) -> bool:
+        return self.epochs - 1 in self.log(root)
+
+    def result(self, root: Path) -> "Result":
+        """Of a run that is done."""
+        log = self.log(root)
+        AP_per_epoch = {epoch: 100 * numbers[METRICS.index("AP")] for epoch, numbers in log.items()}
+        return Result(100 * log[self.epochs - 1][METRICS.index("AP50")], AP_per_epoch)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What counts of a run, in %: AP50 after the last epoch, and AP after each."""
+
+    AP50: float
+    AP_per_epoch: dict[int, float]
+
+    @property
+    def AP(self) -> float:
+        return self.AP_per_epoch[max(self.AP_per_epoch)]
+
+
+def plan(args: Namespace) -> list[Run]:
+    """All runs, those of one seed after those of another."""
+    runs = []
+    for seed in args.seeds:
+        for detector in args.detector:
+            demo = options(detector, ["--demo"])
+            variants = [(c, None if c == "none" else demo.smoothing_sigma) for c in args.clustering]
+            if detector == args.curves:
+                variants += [("region", sigma) for sigma in args.sigmas]
+            runs += [Run(detector, c, sigma, seed, _epochs(detector, args)) for c, sigma in dict.fromkeys(variants)]
+    return runs
+
+
+def _epochs(detector: str, args: Namespace) -> int:
+    return args.epochs or options(detector, ["--demo"]).epochs
+
+
+def train(run: Run, args: Namespace) -> None:
+    """Trains a run to its end, from where it stands."""
+    folder = run.folder(args.runs)
+    command = [sys.executable, str(ROOT / run.detector / "main.py"), "--demo", "--clustering", run.clustering]
+    command += ["--seed", str(run.seed), "--epochs", str(run.epochs), "--device", args.device, "--output_dir", str(folder)]
+    command += ["--coco_path", str(args.coco_path)]
+    if run.sigma is not None:
+        command += ["--smoothing_sigma", str(run.sigma)]
+    if (folder / "checkpoint.pth").is_file():
+        command += ["--resume", str(folder / "checkpoint.pth")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    if done.returncode or not run.done(args.runs):
+        last = (done.stderr.strip().splitlines() or ["its log lacks the last epoch: remove the folder"])[-1]
+        raise UserError(f"the run {folder} failed: {last}")
+
+
+def train_all(runs: Sequence[Run], args: Namespace) -> None:
+    """Trains what is not done, ``args.jobs`` at a time, and stops at the first failure."""
+    missing = [run for run in runs if not run.done(args.runs)]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(train, run, args) for run in missing]
+        try:
+            for future in tqdm(as_completed(futures), total=len(missing), desc="runs", leave=False):
+                future.result()
+        except (UserError, KeyboardInterrupt):
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
+    """The runs of ``args.add``, and of what command, date and machine they are.
+
+    Raises:
+        UserError: a file is not this script's, of another dataset, or of runs of another length.
+    """
+    results, sources = {}, []
+    for path in args.add:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = {}
+            for r in content["results"]:
+                for seed, AP50, log in zip(r["seeds"], r["AP50_seeds"], r["AP_per_epoch"], strict=True):
+                    AP_per_epoch = {int(epoch): AP for epoch, AP in log.items()}
+                    run = Run(r["detector"], r["clustering"], r["sigma"], seed, 1 + max(AP_per_epoch))
+                    found[run] = Result(AP50, AP_per_epoch)
+            trained_on = ROOT / content["settings"]["coco_path"]
+            sources += [*content.get("added", []), {key: content[key] for key in ("command", "date", "machine")}]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"--add {path} is not a result of benchmarks/{NAME}.py: pass a file that it has written") from error
+        if trained_on.resolve() != args.coco_path.resolve():
+            raise UserError(f"--add {path} was trained on {trained_on}, not on {args.coco_path}: name one dataset")
+        for run in found:
+            if run.detector not in DETECTORS:
+                raise UserError(f"--add {path} has runs of {run.detector}, which this repository lacks: pass another file")
+            if run.epochs != (epochs := _epochs(run.detector, args)):
+                raise UserError(f"--add {path} trained {run.detector} for {run.epochs} epochs, not for {epochs}: pass --epochs")
+        results |= found
+    return results, sources
+
+
+def summarise(results: Mapping[Run, Result]) -> list[dict]:
+    """One record per detector and variant: AP and AP50 (in %) of every seed, mean, spread, difference to none, and AP per epoch."""
+    detectors = [*DETECTORS]
+    runs = sorted(results, key=lambda r: (detectors.index(r.detector), CLUSTERINGS.index(r.clustering), r.sigma or 0, r.seed))
+    records = []
+    for (detector, clustering, sigma), group in groupby(runs, key=lambda r: (r.detector, r.clustering, r.sigma)):
+        seeds = {run.seed: results[run] for run in group}
+        record = {"detector": detector, "clustering": clustering, "sigma": sigma, "seeds": list(seeds)}
+        for metric in METRICS[:2]:
+            values = [getattr(result, metric) for result in seeds.values()]
+            record |= {
+                metric: mean(values),
+                f"{metric}_seeds": values,
+                f"{metric}_spread": stdev(values) if len(values) > 1 else None,
+            }
+        record["AP_per_epoch"] = [result.AP_per_epoch for result in seeds.values()]
+        records.append(record)
+    for record in records:
+        for plain in records:
+            if plain["detector"] == record["detector"] and plain["clustering"] == "none":
+                record["AP_to_none"] = record["AP"] - plain["AP"]
+    return records
+
+
+def table(records: Sequence[dict]) -> str:
+    lines = [f"{'detector':26}{'clusters':10}{'sigma':>6}{'seeds':>7}{'AP':>18}{'AP50':>18}{'AP - none':>12}"]
+    for r in records:
+        sigma = "" if r["sigma"] is None else f"{r['sigma']:g}"
+        cells = []
+        for metric in METRICS[:2]:
+            spread = r[f"{metric}_spread"]
+            cells.append(f"{r[metric]:.1f}" + ("" if spread is None else f" \u00b1 {spread:.1f}"))
+        difference = f"{r['AP_to_none']:+.1f}" if "AP_to_none" in r else ""
+        lines.append(
+            f"{r['detector']:26}{r['clustering']:10}{sigma:>6}{len(r['seeds']):>7}{cells[0]:>18}{cells[1]:>18}{difference:>12}"
+        )
+    return "\n".join(lines)
+
+
+def parse(argv: list[str]) -> Namespace:
+    parser = build_parser(NAME, __doc__)
+    positive = number(int, 1)
+    seeds = {"type": number(int, 0), "nargs": "+"}
+    parser.add_argument("--clustering", choices=CLUSTERINGS, nargs="+", help="default: all; quick: none and region")
+    parser.add_argument("--seeds", **seeds, metavar="SEED", help="default: 42 43 44; quick: 42")
+    parser.add_argument("--sigmas", type=number(float, 1), nargs="*", help="of figure 3 (default: 3 5 7; quick: the demo's)")
+    parser.add_argument("--curves", choices=DETECTORS, default="DETR-ENACT", help="detector of figure 3 (default: %(default)s)")
+    parser.add_argument("--coco_path", type=Path, help="train on this dataset in COCO's format (default: the built-in shapes)")
+    parser.add_argument("--epochs", type=positive, help="of every run (default: the demos'; quick: 1)")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at once, which share the cores (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/accuracy; quick: runs/accuracy_quick)")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="JSON", help="results whose runs count as well")
+    args = parser.parse_args(argv)
+    args.clustering = args.clustering or (["none", "region"] if args.quick else list(CLUSTERINGS))
+    args.seeds = args.seeds or ([42] if args.quick else [42, 43, 44])
+    if args.sigmas is None:
+        args.sigmas = [] if args.quick else [3.0, 5.0, 7.0]
+    args.epochs = args.epochs or (1 if args.quick else None)
+    args.runs = args.runs or ROOT / ("runs/accuracy_quick" if args.quick else "runs/accuracy")
+    return args
+
+
+def run(argv: list[str]) -> None:
+    args = parse(argv)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))  # those of each run, which the results state
+    device = complete(args)
+    small = {"train": 80, "val": 40} if args.quick else {}
+    shapes = ROOT / "data" / ("shapes_quick" if args.quick else "shapes")
+    args.coco_path = args.coco_path or ensure_shapes_dataset(shapes, **small)
+    added, sources = read_added(args)
+    runs = [run for run in plan(args) if run not in added]
+    train_all(runs, args)
+    records = summarise(added | {run: run.result(args.runs) for run in runs})
+    print("\n" + table(records))
+    seeds = sorted({seed for record in records for seed in record["seeds"]})
+    named = "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds))
+    caption = f"{args.coco_path.name}, {named}; dots and bands: single seeds; {describe(machine(device))}"
+    content = {"units": {"AP": "%", "AP50": "%"}, "added": sources, "results": records}
+    save(NAME, args, argv, content, figure=draw(records, args.curves, caption))
+
+
+if __name__ == "__main__":
+    sys.exit(main(NAME, run, sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""What holds for the model of every detector."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.detector_runs import tiny
+from tests.tiny_models import batch_of, build, loss_of
+from tools.detectors import DETECTORS, options
+
+
+@pytest.mark.parametrize("clustering", ["region", "window", "none"])
+@torch.no_grad()
+def test_detections_do_not_depend_on_the_batch(detector, clustering):
+    """An image's predictions are the same alone and padded into a batch with larger images.
+
+    From its projected features onwards: backbone and projection see the border between image and padding.
+    """
+    model = build(detector, "--clustering", clustering)[0].eval()
+    generator = torch.Generator().manual_seed(1)
+    width = options(detector, tiny(detector)).hidden_dim
+    levels = (1,) if hasattr(model.transformer, "num_feature_levels") else ()
+    features = [torch.randn(*levels, width, h, w, generator=generator) for h, w in ((7, 12), (11, 5), (4, 4), (11, 12))]
+    images, mask = zip(*(_padded(feature, 11, 12) for feature in features))
+    together = model.detect(torch.stack(images), torch.stack(mask))
+    for i, feature in enumerate(features):
+        alone = model.detect(feature[None], torch.zeros(1, *feature.shape[-2:], dtype=torch.bool))
+        for name in ("pred_logits", "pred_boxes"):
+            torch.testing.assert_close(together[name][:, i], alone[name][:, 0], rtol=0, atol=1e-4)
+
+
+def _padded(feature: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """feature (..., h, w) -> (..., height, width), filled up with numbers that must not matter, and its mask (height, width)."""
+    *lead, h, w = feature.shape
+    padded, mask = torch.full((*lead, height, width), 100.0), torch.ones(height, width, dtype=torch.bool)
+    padded[..., :h, :w], mask[:h, :w] = feature, False
+    return padded, mask
+
+
+@pytest.mark.parametrize("clustering", ["region", "window"])
+def test_gradients_reach_every_parameter(detector, clustering, dataset):
+    """The loss trains all that is trainable, and above all the layer that decides about the clusters.
+
+    The layers behind weights that are zero at first get their gradient after one step.
+    """
+    model, criterion = build(detector, "--clustering", clustering, "--dilation")
+    batch = batch_of(dataset)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, criterion, batch).backward()
+        gradient = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        assert [name for name, grad in gradient.items() if grad is None or not grad.isfinite().all()] == []
+        scores = [name for name in gradient if name.endswith("W_prob.weight")]
+        assert len(scores) == 2, "one for each encoder layer"
+        assert min(gradient[name].norm() for name in scores) > 1e-5
+        optimizer.step()
+    # The bias of W_prob cancels in the softmax; the queries are zero when they enter the first decoder layer.
+    inert = ("W_prob.bias", "decoder.layers.0.")
+    assert [name for name, grad in gradient.items() if not grad.any() and not any(part in name for part in inert)] == []
+
+
+@pytest.mark.parametrize("clustering", ["region", "window"])
+def test_images_fall_into_several_clusters(detector, clustering, dataset):
+    """Attention is over fewer clusters than pixels, and over more than one: neither extreme would be noticed in the loss."""
+    model, _ = build(detector, "--clustering", clustering, "--dilation")
+    batch = batch_of(dataset, image_size=160)
+    with torch.no_grad(), DETECTORS[detector].record(model.eval()) as layers:
+        height, width = model(batch.images, batch.mask)["feature_size"]
+    assert len(layers) == 2
+    for clusters in layers.values():
+        assert clusters.information.shape == (len(batch.images), height * width)
+        assert clusters.count.min() > 1
+        assert clusters.size < height * width / 2
+
+
+@pytest.mark.parametrize("clustering", ["region", "window"])
+def test_it_learns(detector, clustering, dataset):
+    """Twenty steps on one batch make the loss fall to at most 1 / 1.4 of what it was."""
+    model, criterion = build(detector, "--clustering", clustering)
+    batch = batch_of(dataset)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+    losses = []
+    for _ in range(21):
+        loss = loss_of(model, criterion, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] / losses[-1] > 1.4, losses
+
+
+def share_on_grid(x: Tensor) -> float:
+    """How many numbers bfloat16 could hold, but for the rounding of float32."""
+    return ((x - x.bfloat16().float()).abs() < 1e-6 + 1e-5 * x.abs()).float().mean().item()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@torch.no_grad()
+def test_boxes_are_not_rounded_under_mixed_precision(detector, dataset, training):
+    """Protects coordinates under --amp bf16: on bfloat16's grid, boxes of an image of 1333 pixels would be up to 5 pixels off."""
+    model = build(detector)[0].train(training)
+    for parameter in model.parameters():  # what is zero at first would hide the rounding
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    batch = batch_of(dataset)
+    single = model(batch.images, batch.mask)["pred_boxes"]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(batch.images, batch.mask)["pred_boxes"]
+    assert half.dtype == single.dtype == torch.float32
+    torch.testing.assert_close(half, single, rtol=0, atol=0.1)
+    # The boxes themselves; and what their sizes are the sigmoid of, which no anchor is added to.
+    assert share_on_grid(half) < 0.1 and share_on_grid(half[..., 2:].logit()) < 0.1
