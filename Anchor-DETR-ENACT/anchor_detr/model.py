@@ -15,7 +15,7 @@ from common.models.layers import MLP, in_full_precision
 from common.models.model import DetectionModel
 from common.models.transformer import TransformerOptions
 
-from .transformer import DecoderLayer, EncoderLayer, LevelEncoderLayer, Positions, embed_1d, embed_2d, pixel_coordinates
+from .transformer import DecoderLayer, EncoderLayer, LevelEncoderLayer, Positions, embed_1d, embed_2d, keys_of, pixel_coordinates
 
 
 class AnchorDETR(DetectionModel):
@@ -131,10 +131,10 @@ class Transformer(nn.Module):
                 memory = self.encoder_layers_level[i](memory, self.level_embed.weight)
 
         reference, tgt = self._queries(batch)
-        query_pos = self._query_positions(reference)
+        query_pos, keys = self._query_positions(reference), keys_of(memory, mask, pos)
         hs = []
         for layer in self.decoder_layers:
-            tgt = layer(tgt, query_pos, memory, mask, pos)
+            tgt = layer(tgt, query_pos, keys, memory, mask)
             hs.append(tgt)
         hs = torch.stack(hs)
         anchor = F.pad(torch.logit(reference, eps=1e-5), (0, 2))

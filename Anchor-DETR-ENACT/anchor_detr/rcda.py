@@ -39,10 +39,11 @@ class RCDA(nn.Module):
             mask: (B, H, W) bool, True = padding, which lies at the right and bottom. The keys of a column are averaged over its
                 valid rows and those of a row over its valid columns.
         """
+        return self.attend(query_row, query_col, *average_keys(key_row, key_col, mask), value, mask)
+
+    def attend(self, query_row: Tensor, query_col: Tensor, key_row: Tensor, key_col: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """As :meth:`forward`, with keys that are averaged already: key_row (B, W, d), key_col (B, H, d)."""
         column_mask, row_mask = mask[:, 0, :], mask[:, :, 0]
-        # The mean of projections is the projection of the mean, which is one line of pixels instead of all of them.
-        key_row = _mean_of_valid(key_row, row_mask, dim=1)
-        key_col = _mean_of_valid(key_col, column_mask, dim=2)
         q_row, q_col, k_row, k_col, v = self._project(query_row, query_col, key_row, key_col, value)
         heads = [self._split(x) for x in (q_row, q_col, k_row, k_col)]
         v = v.unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
@@ -94,6 +95,14 @@ class ClusteredRCDA(RCDA):
             heads = [self._split(x) for x in (q_row, q_col, k_row, k_col, v)]
             out = factored_attention(*heads, present)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def average_keys(key_row: Tensor, key_col: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys (B, H, W, d) averaged over the valid pixels of each column, (B, W, d), and of each row, (B, H, d); mask (B, H, W).
+
+    Before they are projected: the mean of projections is the projection of the mean, of one line of pixels instead of all.
+    """
+    return _mean_of_valid(key_row, mask[:, :, 0], dim=1), _mean_of_valid(key_col, mask[:, 0, :], dim=2)
 
 
 def decoupled_attention(

@@ -14,7 +14,7 @@ from common.models.positions import sine_embedding
 from common.models.transformer import TransformerOptions
 from enact import ClusteredAttention
 
-from .rcda import RCDA, ClusteredRCDA
+from .rcda import RCDA, ClusteredRCDA, average_keys
 
 
 class Positions(NamedTuple):
@@ -23,6 +23,19 @@ class Positions(NamedTuple):
     Attributes:
         row, col: of x and of y alone, for RCDA.
         both: of (x, y), for ordinary attention; the queries attend to each other with it in either case.
+    """
+
+    row: Tensor | None
+    col: Tensor | None
+    both: Tensor | None
+
+
+class Keys(NamedTuple):
+    """The memory with its positions, as the decoder attends to it; the same for all its layers.
+
+    Attributes:
+        row: (B, W, d), averaged over the rows, and col: (B, H, d), averaged over the columns, for RCDA.
+        both: (B, N, d), for ordinary attention.
     """
 
     row: Tensor | None
@@ -48,6 +61,13 @@ def pixel_coordinates(mask: Tensor) -> tuple[Tensor, Tensor]:
         return (valid.cumsum(1, dtype=torch.float32) - 0.5) / valid.sum(1, keepdim=True)
 
     return centres(~mask[:, 0, :]), centres(~mask[:, :, 0])
+
+
+def keys_of(memory: Tensor, mask: Tensor, pos: Positions) -> Keys:
+    """memory (B, H, W, d), mask (B, H, W) bool with True = padding, and the positions of its pixels."""
+    if pos.both is not None:
+        return Keys(None, None, (memory + pos.both).flatten(1, 2))
+    return Keys(*average_keys(memory + pos.row, memory + pos.col, mask), None)
 
 
 class FFN(nn.Module):
@@ -139,23 +159,22 @@ class DecoderLayer(nn.Module):
         self.level_fc = nn.Linear(d_model * num_feature_levels, d_model) if num_feature_levels > 1 else None
         self.ffn = FFN(options)
 
-    def forward(self, tgt: Tensor, query_pos: Positions, memory: Tensor, mask: Tensor, pos: Positions) -> Tensor:
+    def forward(self, tgt: Tensor, query_pos: Positions, keys: Keys, memory: Tensor, mask: Tensor) -> Tensor:
         """tgt (B, Q, d); memory (B * S, H, W, d) and mask (B * S, H, W), the levels of an image together -> (B, Q, d)."""
         q = tgt + query_pos.both
         tgt = self.norm2(tgt + self.dropout2(self.self_attn(q, q, tgt, need_weights=False)[0]))
-        return self.ffn(self.norm1(tgt + self.dropout1(self._cross_attention(tgt, query_pos, memory, mask, pos))))
+        return self.ffn(self.norm1(tgt + self.dropout1(self._cross_attention(tgt, query_pos, keys, memory, mask))))
 
-    def _cross_attention(self, tgt: Tensor, query_pos: Positions, memory: Tensor, mask: Tensor, pos: Positions) -> Tensor:
+    def _cross_attention(self, tgt: Tensor, query_pos: Positions, keys: Keys, memory: Tensor, mask: Tensor) -> Tensor:
         def per_level(x: Tensor) -> Tensor:
             return x.repeat_interleave(self.num_feature_levels, dim=0)
 
         if self.decoupled:
             row, col = per_level(tgt + query_pos.row), per_level(tgt + query_pos.col)
-            out = self.cross_attn(row, col, memory + pos.row, memory + pos.col, memory, mask)
+            out = self.cross_attn.attend(row, col, keys.row, keys.col, memory, mask)
         else:
-            key, value = (memory + pos.both).flatten(1, 2), memory.flatten(1, 2)
-            q = per_level(tgt + query_pos.both)
-            out = self.cross_attn(q, key, value, key_padding_mask=mask.flatten(1), need_weights=False)[0]
+            q, value = per_level(tgt + query_pos.both), memory.flatten(1, 2)
+            out = self.cross_attn(q, keys.both, value, key_padding_mask=mask.flatten(1), need_weights=False)[0]
         if self.level_fc is None:
             return out
         return self.level_fc(out.unflatten(0, (len(tgt), -1)).transpose(1, 2).flatten(2))

@@ -11,6 +11,7 @@ pictures. The weights are random, and those of this version. The times are the m
 """
 
 import importlib
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -194,6 +195,7 @@ def run(argv: list[str]) -> None:
     print("; ".join(f"{version}: {name or 'of no commit that git tells'}" for version, name in commits.items()), flush=True)
     records = [measure(args, detector, device) for detector in args.detector]
     print("\n" + table(records))
+    args.against = Path(os.path.relpath(args.against, ROOT))  # a place beside this version, on any machine
     save(NAME, args, argv, {"units": dict.fromkeys(PASSES, "s"), "commits": commits, "results": records})
 
 

@@ -80,10 +80,10 @@ class FoldedConv2d(nn.Conv2d):
 
         With the channels innermost, oneDNN adds up all channels of a window in one chain of float32 sums, and rounds two to three
         times as much as its kernels for the other layout: results are computed with these. In training, where the way back costs
-        more than that is worth, they are taken where the gradient of the weights is much faster: with a stride or a dilation.
+        more than that is worth, they are taken where the gradient of the weights is much faster: with a stride.
         """
-        exact = not torch.is_grad_enabled() or self.stride != (1, 1) or self.dilation != (1, 1)
-        return exact and self.kernel_size == (3, 3) and self.in_channels >= 128
+        worth_it = not torch.is_grad_enabled() or self.stride != (1, 1)
+        return worth_it and self.kernel_size == (3, 3) and self.in_channels >= 128
 
     def _kept(self) -> tuple[Tensor, Tensor]:
         """Weight and bias, those of the last time if nothing has changed."""
