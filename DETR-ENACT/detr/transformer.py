@@ -23,16 +23,7 @@ class Transformer(nn.Module):
     def __init__(self, options: TransformerOptions, clustering: str, smoothing_sigma: float):
         super().__init__()
         self.d_model = options.d_model
-        self.encoder = TransformerEncoder(
-            d_model=options.d_model,
-            nhead=options.nhead,
-            num_layers=options.enc_layers,
-            dim_feedforward=options.dim_feedforward,
-            dropout=options.dropout,
-            normalize_before=options.normalize_before,
-            clustering=clustering,
-            smoothing_sigma=smoothing_sigma,
-        )
+        self.encoder = TransformerEncoder(**options.encoder(), clustering=clustering, smoothing_sigma=smoothing_sigma)
         self.decoder = TransformerDecoder(options)
         for p in self.parameters():
             if p.dim() > 1:

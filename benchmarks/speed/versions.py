@@ -4,10 +4,11 @@
     python benchmarks/speed/versions.py --against ../before --device cpu    # minutes on two cores
     python benchmarks/speed/versions.py --against ../before --quick
 
-Both versions run in one process, on as many threads, in turn, and take turns at being first, so that a change of the machine's load
-meets both. A training step is that of the training loop: forward, matching and losses, backward, clipping, optimiser; inference
-goes from images to detections. Each version computes them as its own command line does by default, with its own batch of the same
-pictures. The weights are random, and those of this version. The times are the medians of ``--repeats`` rounds, after ``WARM_UP``.
+Both versions of a detector run in one process, on as many threads, in turn, and take turns at being first, so that a change of the
+machine's load meets both. A training step is that of the loop: forward, matching and losses, backward, clipping, optimiser;
+inference goes from images to detections. Each version computes them as its own command line does by default, with its own batch of
+the same pictures. The weights are random, and those of this version. The times are the medians of ``--repeats`` rounds, after
+``WARM_UP``.
 """
 
 import importlib
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -193,7 +195,9 @@ def run(argv: list[str]) -> None:
     device = complete(args)
     commits = {THIS: commit(ROOT), OTHER: commit(args.against)}
     print("; ".join(f"{version}: {name or 'of no commit that git tells'}" for version, name in commits.items()), flush=True)
-    records = [measure(args, detector, device) for detector in args.detector]
+    # A process for each detector: what one leaves in the allocator's hands would change the times of the next.
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        records = pool.starmap(measure, [(args, detector, device) for detector in args.detector], chunksize=1)
     print("\n" + table(records))
     args.against = Path(os.path.relpath(args.against, ROOT))  # a place beside this version, on any machine
     save(NAME, args, argv, {"units": dict.fromkeys(PASSES, "s"), "commits": commits, "results": records})

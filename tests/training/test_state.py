@@ -34,7 +34,7 @@ def test_a_parameter_belongs_to_the_first_expression_that_its_name_matches():
 
 def test_a_parameter_without_a_rate_is_an_error():
     """Protects from a parameter that nothing trains."""
-    with pytest.raises(StopIteration):
+    with pytest.raises(ValueError, match="no learning rate fits the parameter"):
         group_parameters(Model(), [("backbone", 1e-5)])
 
 

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,17 @@ class TransformerOptions:
     enc_layers: int
     dec_layers: int
     normalize_before: bool = False
+
+    def encoder(self) -> dict[str, Any]:
+        """What an encoder of layers like ``nn.TransformerEncoderLayer`` is built with."""
+        return {
+            "d_model": self.d_model,
+            "nhead": self.nhead,
+            "num_layers": self.enc_layers,
+            "dim_feedforward": self.dim_feedforward,
+            "dropout": self.dropout,
+            "normalize_before": self.normalize_before,
+        }
 
 
 def build_transformer_options(args: Namespace) -> TransformerOptions:

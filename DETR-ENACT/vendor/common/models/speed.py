@@ -26,7 +26,8 @@ def compile_model(model: nn.Module, parts: Sequence[str], device: torch.device, 
         torch.compile(torch.sin, backend=backend)(torch.zeros(8, device=device))
     except Exception as error:  # as many kinds as there are parts of a compiler that may be missing
         needed = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
-        reason = str(error).strip().partition("\n")[0]
+        # PyTorch says on the first line which backend failed, and why on the next.
+        reason = next((line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")), error)
         raise UserError(f"torch.compile does not work here ({reason}): install {needed}, or leave out --compile") from error
     for name, module in model.named_modules():
         if any(re.fullmatch(part, name) for part in parts):

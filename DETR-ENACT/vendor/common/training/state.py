@@ -108,11 +108,17 @@ def group_parameters(model: nn.Module, rates: list[tuple[str, float]]) -> list[d
     """The trained parameters as an optimiser's groups: each belongs to the first regular expression that is found in its name.
 
     The groups come in reverse order: the rate of the first one, what no special rate is given to, is that of the log.
+
+    Raises:
+        ValueError: no expression is found in a parameter's name.
     """
     params: list[list[nn.Parameter]] = [[] for _ in rates]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            params[next(i for i, (pattern, _) in enumerate(rates) if re.search(pattern, name))].append(parameter)
+            found = [group for group, (pattern, _) in zip(params, rates, strict=True) if re.search(pattern, name)]
+            if not found:
+                raise ValueError(f"no learning rate fits the parameter {name}: end the list of rates with an empty expression")
+            found[0].append(parameter)
     groups = [{"params": found, "lr": rate} for found, (_, rate) in zip(params, rates, strict=True) if found]
     return groups[::-1]
 
