@@ -49,7 +49,8 @@ class RCDA(nn.Module):
         v = v.unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
         # On a CPU a few heads at a time: what lies between the sums fits into memory at hand, and the system is not asked for more.
         parts = zip(*(x.split(self.num_heads if v.is_cuda else 2, dim=1) for x in (*heads, v)))
-        out = torch.cat([decoupled_attention(*part, column_mask, row_mask) for part in parts], dim=1)
+        outs = [decoupled_attention(*part, column_mask, row_mask) for part in parts]
+        out = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def _project(self, *inputs: Tensor) -> list[Tensor]:
