@@ -36,7 +36,7 @@ test-gpu: $(STAMP) ## run the tests that need a GPU
 data: $(STAMP) ## draw the built-in shapes dataset, in COCO's layout, into data/shapes
 	$(RUN) -m common.data.shapes --output data/shapes
 
-vendor: ## copy enact/ and common/ into every detector's vendor/
+vendor: ## copy common/ (and enact/ where used) into every detector's vendor/
 	$(PYTHON) tools/vendor.py
 
 figures: $(STAMP) ## draw the figures of images/ anew

@@ -1,12 +1,9 @@
-"""What the tests of the detectors share: each of them in turn, and a dataset that is drawn once."""
-
-import json
-from pathlib import Path
+"""What the tests of the detectors share: each of them in turn, in each of its forms."""
 
 import pytest
 
-from common.data.shapes import write_shapes_dataset
-from tools.detectors import DETECTORS
+from tests.detector_runs import VARIANTS
+from tools.detectors import CLUSTERED, DETECTORS
 
 
 @pytest.fixture(scope="session", params=DETECTORS)
@@ -15,20 +12,14 @@ def detector(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in COCO's layout: the first 24 training and 5 validation images of the shapes dataset, at 64 pixels.
+@pytest.fixture(scope="session", params=CLUSTERED)
+def clustered(request: pytest.FixtureRequest) -> str:
+    """The name of the folder of a detector that ENACT is in."""
+    return request.param
 
-    Each class has one more object in every validation image, its middle: a box that a model finds before it has learned much,
-    so that its average precision is not 0.
-    """
-    root = write_shapes_dataset(tmp_path_factory.mktemp("dataset") / "shapes", train=24, val=5, image_size=64, progress=False)
-    path = root / "annotations" / "instances_val2017.json"
-    content = json.loads(path.read_text())
-    for image in content["images"]:
-        for category in content["categories"]:
-            w, h = image["width"] / 2, image["height"] / 2
-            ids = {"id": len(content["annotations"]) + 1, "image_id": image["id"], "category_id": category["id"]}
-            content["annotations"].append(ids | {"bbox": [w / 2, h / 2, w, h], "area": w * h, "iscrowd": 0})
-    path.write_text(json.dumps(content))
-    return root
+
+@pytest.fixture(scope="session", params=[(d, v) for d in DETECTORS for v in VARIANTS[d]], ids=lambda p: "-".join(p))
+def variant(request: pytest.FixtureRequest) -> tuple[str, tuple[str, ...]]:
+    """The name of a detector's folder, and options that make it one of its forms."""
+    detector, name = request.param
+    return detector, VARIANTS[detector][name]

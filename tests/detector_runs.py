@@ -18,11 +18,32 @@ from tools.detectors import DETECTORS
 TINY = (
     *("--backbone", "resnet10", "--backbone_weights", "none", "--image_size", "64"),
     *("--hidden_dim", "32", "--nheads", "4", "--dim_feedforward", "64", "--enc_layers", "2", "--dec_layers", "2"),
-    *("--smoothing_sigma", "3", "--device", "cpu", "--num_workers", "0"),
+    *("--device", "cpu", "--num_workers", "0"),
 )
-# The norm behind Anchor DETR's projection has 32 groups; with one channel in each, the bias before it would have no gradient.
-ANCHORS = ("--hidden_dim", "64", "--num_query_position", "5", "--num_query_pattern", "2")
-OWN = {"Anchor-DETR-ENACT": ANCHORS}
+SIGMA, QUERIES = ("--smoothing_sigma", "3"), ("--num_queries", "10")
+# The norm behind the projection of some has 32 groups; with one channel in each, the bias before it would have no gradient.
+WIDER = ("--hidden_dim", "64")
+OWN = {
+    "DETR-ENACT": (*SIGMA, *QUERIES),
+    "Conditional-DETR-ENACT": (*SIGMA, *QUERIES),
+    "Anchor-DETR-ENACT": (*SIGMA, *WIDER, "--num_query_position", "5", "--num_query_pattern", "2"),
+    "Sparse-DETR": (*WIDER, *QUERIES, "--num_feature_levels", "4"),
+}
+CLUSTERINGS = {name: ("--clustering", name) for name in ("region", "window", "none")}
+TWO_STAGE = ("--with_box_refine", "--two_stage")
+EFFICIENT = (*TWO_STAGE, "--eff_query_init", "--eff_specific_head")
+# The forms of a detector whose models differ.
+VARIANTS = {
+    "DETR-ENACT": CLUSTERINGS,
+    "Conditional-DETR-ENACT": CLUSTERINGS,
+    "Anchor-DETR-ENACT": CLUSTERINGS,
+    "Sparse-DETR": {
+        "one stage": (),
+        "refined": ("--with_box_refine",),
+        "two stages": TWO_STAGE,
+        "sparse": (*EFFICIENT, "--rho", "0.3", "--use_enc_aux_loss"),
+    },
+}
 EXAMPLE = "DETR-ENACT"  # on which is tested what the detectors share
 TIMINGS = {"train_images_per_second", "train_share_waited", "train_peak_memory"}
 TIMEOUT = 180  # seconds, for a machine that is busy with other things
@@ -30,7 +51,7 @@ TIMEOUT = 180  # seconds, for a machine that is busy with other things
 
 def tiny(detector: str) -> tuple[str, ...]:
     """The options of a model that trains in seconds."""
-    return (*TINY, *OWN.get(detector, ("--num_queries", "10")))
+    return (*TINY, *OWN[detector])
 
 
 def run_here(detector: str, *argv: str | Path) -> int:

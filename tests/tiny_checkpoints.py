@@ -13,8 +13,10 @@ NUM_CLASSES = 7
 
 
 def tiny_model(detector: str, seed: int, *argv: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A model in evaluation with random weights and feature maps of stride 8, and those of its options that a checkpoint keeps."""
-    args = options(detector, [*tiny(detector), "--no-dilation", "--last_stage", "2", *argv])
+    """A model in evaluation with random weights and feature maps that begin at stride 8, and those of its options that a checkpoint
+    keeps."""
+    stride_8 = () if detector == "Sparse-DETR" else ("--no-dilation", "--last_stage", "2")
+    args = options(detector, [*tiny(detector), *stride_8, *argv])
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DETECTORS[detector].build_model(args, NUM_CLASSES, False).eval()

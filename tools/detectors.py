@@ -7,17 +7,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Behind everything else, so that their `vendor`, `tests` and `main` hide nothing.
-sys.path.extend(str(ROOT / folder) for folder in ("DETR-ENACT", "Conditional-DETR-ENACT", "Anchor-DETR-ENACT"))
+sys.path.extend(str(ROOT / folder) for folder in ("DETR-ENACT", "Conditional-DETR-ENACT", "Anchor-DETR-ENACT", "Sparse-DETR"))
 
 import anchor_detr
 import conditional_detr
 import detr
+import sparse_detr
 from common.cli.options import parse
 from common.detector import Detector
 
 DETECTORS: dict[str, Detector] = {
-    detector.name: detector for detector in (detr.DETECTOR, conditional_detr.DETECTOR, anchor_detr.DETECTOR)
+    detector.name: detector for detector in (detr.DETECTOR, conditional_detr.DETECTOR, anchor_detr.DETECTOR, sparse_detr.DETECTOR)
 }
+# Those that ENACT is in.
+CLUSTERED = tuple(name for name, detector in DETECTORS.items() if "clustering" in detector.changeable)
 
 
 def options(detector: str, argv: Sequence[str] = ()) -> Namespace:

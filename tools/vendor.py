@@ -1,10 +1,11 @@
-"""Copies `enact/` and `common/` into every detector's `vendor/` folder, so that each folder runs alone.
+"""Copies `common/`, and `enact/` where it is used, into every detector's `vendor/` folder, so that each folder runs alone.
 
 `python tools/vendor.py` writes the copies and removes what is stale. With `--check` it writes nothing: it lists what
 differs and exits with 1 if anything does.
 """
 
 import argparse
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,10 +22,17 @@ def detector_folders(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("*/main.py"))
 
 
-def expected_files(root: Path) -> dict[Path, bytes]:
-    """What each `vendor/` folder has to hold: contents by path, relative to that folder."""
+def packages_of(folder: Path) -> list[str]:
+    """The packages that a detector's own modules import."""
+    own = [path for path in folder.rglob("*.py") if {"vendor", *SKIPPED}.isdisjoint(path.relative_to(folder).parts)]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in own)
+    return [package for package in PACKAGES if re.search(rf"^(from|import) {package}\b", text, re.MULTILINE)]
+
+
+def expected_files(root: Path, folder: Path) -> dict[Path, bytes]:
+    """What the `vendor/` folder of a detector's folder has to hold: contents by path, relative to it."""
     files = {Path("README.md"): README.encode()}
-    for package in PACKAGES:
+    for package in packages_of(folder):
         for path in sorted((root / package).rglob("*.py")):
             name = path.relative_to(root)
             if SKIPPED.isdisjoint(name.parts):
@@ -34,10 +42,9 @@ def expected_files(root: Path) -> dict[Path, bytes]:
 
 def differences(root: Path = ROOT) -> dict[Path, str]:
     """What is `missing`, `changed` or `stale` in the `vendor/` folders below `root`, by absolute path."""
-    expected = expected_files(root)
     found = {}
     for folder in detector_folders(root):
-        vendor = folder / "vendor"
+        vendor, expected = folder / "vendor", expected_files(root, folder)
         for name, content in expected.items():
             path = vendor / name
             if not path.is_file():
@@ -53,12 +60,12 @@ def differences(root: Path = ROOT) -> dict[Path, str]:
 
 def update(root: Path = ROOT) -> dict[Path, str]:
     """Makes every `vendor/` folder below `root` hold just what it has to; returns the differences it removed."""
-    expected = expected_files(root)
     found = differences(root)
     for path, state in found.items():
         if state == "stale":
             path.unlink()
     for folder in detector_folders(root):
+        expected = expected_files(root, folder)
         remove_unused_folders(folder / "vendor", {parent for name in expected for parent in name.parents})
         for name, content in expected.items():
             path = folder / "vendor" / name

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from benchmarks.lib.measure import machine
 from common.cli.arguments import Parser
 from common.errors import UserError
-from tools.detectors import DETECTORS
+from tools.detectors import CLUSTERED
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def build_parser(name: str, doc: str, detectors: Iterable[str] = DETECTORS, several: bool = True) -> Parser:
+def build_parser(name: str, doc: str, detectors: Iterable[str] = CLUSTERED, several: bool = True) -> Parser:
     """A parser with the options that all benchmarks have.
 
     Args:

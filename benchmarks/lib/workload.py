@@ -59,7 +59,8 @@ class Workload:
         model = self.detector.build_model(self.args, COCO_CLASSES, False).to(self.accelerator.device)
         calibrate(model, self.accelerator.device)
         speed_up(model, self.detector.compiled, self.args, self.accelerator.device)
-        state = TrainingState(model, self.detector.parameter_groups(self.args), self.args, self.accelerator, {})
+        rates = self.detector.parameter_groups(self.args, self.args.batch_size * self.args.accumulate)
+        state = TrainingState(model, rates, self.args, self.accelerator, {})
         self.model, self.optimizer = state.model, state.optimizer
         self.criterion: Criterion = self.detector.build_criterion(self.args, COCO_CLASSES).to(self.accelerator.device)
         self.postprocess: PostProcess = self.detector.build_postprocess(self.args)

@@ -38,7 +38,7 @@ from common.data.shapes import ensure_shapes_dataset
 from common.errors import UserError
 from common.evaluation.coco import METRICS
 from common.output.log import read_log
-from tools.detectors import DETECTORS, options
+from tools.detectors import CLUSTERED, options
 
 NAME = "quality/accuracy"
 CLUSTERINGS = tuple(COLOURS)
@@ -165,7 +165,7 @@ def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
         if trained_on.resolve() != args.coco_path.resolve():
             raise UserError(f"--add {path} was trained on {trained_on}, not on {args.coco_path}: name one dataset")
         for run in found:
-            if run.detector not in DETECTORS:
+            if run.detector not in CLUSTERED:
                 raise UserError(f"--add {path} has runs of {run.detector}, which this repository lacks: pass another file")
             if run.epochs != (epochs := _epochs(run.detector, args)):
                 raise UserError(f"--add {path} trained {run.detector} for {run.epochs} epochs, not for {epochs}: pass --epochs")
@@ -175,7 +175,7 @@ def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
 
 def summarise(results: Mapping[Run, Result]) -> list[dict]:
     """One record per detector and variant: AP and AP50 (in %) of every seed, mean, spread, difference to none, and AP per epoch."""
-    detectors = [*DETECTORS]
+    detectors = [*CLUSTERED]
     runs = sorted(results, key=lambda r: (detectors.index(r.detector), CLUSTERINGS.index(r.clustering), r.sigma or 0, r.seed))
     records = []
     for (detector, clustering, sigma), group in groupby(runs, key=lambda r: (r.detector, r.clustering, r.sigma)):
@@ -219,7 +219,7 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--clustering", choices=CLUSTERINGS, nargs="+", help="default: all; quick: none and region")
     parser.add_argument("--seeds", **seeds, metavar="SEED", help="default: 42 43 44; quick: 42")
     parser.add_argument("--sigmas", type=number(float, 1), nargs="*", help="of figure 3 (default: 3 5 7; quick: the demo's)")
-    parser.add_argument("--curves", choices=DETECTORS, default="DETR-ENACT", help="detector of figure 3 (default: %(default)s)")
+    parser.add_argument("--curves", choices=CLUSTERED, default="DETR-ENACT", help="detector of figure 3 (default: %(default)s)")
     parser.add_argument("--coco_path", type=Path, help="train on this dataset in COCO's format (default: the built-in shapes)")
     parser.add_argument("--epochs", type=positive, help="of every run (default: the demos'; quick: 1)")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once, which share the cores (default: %(default)s)")

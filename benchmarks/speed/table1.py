@@ -39,7 +39,7 @@ from benchmarks.lib.measure import machine
 from benchmarks.lib.workload import QUICK, add_workload_options, complete_workload, image_sizes
 from common.cli.arguments import number
 from common.errors import UserError
-from tools.detectors import DETECTORS, options
+from tools.detectors import CLUSTERED, options
 
 NAME = "speed/table1"
 CLUSTERINGS = ("none", "window", "region")
@@ -177,7 +177,7 @@ def run(argv: list[str]) -> None:
         raise UserError("no row fits into the memory: pass a smaller --batch_size")
     print("\n" + table(rows))
     content = {"units": {"memory": "bytes", "step_memory": "bytes", "train": "s/image", "inference": "s/image"}, "results": rows}
-    chosen = "" if set(args.detector) == set(DETECTORS) else "-".join(args.detector)
+    chosen = "" if set(args.detector) == set(CLUSTERED) else "-".join(args.detector)
     save(NAME, args, argv, content, figure=draw(rows, describe(machine(device))), variant=chosen)
 
 

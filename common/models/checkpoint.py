@@ -96,6 +96,7 @@ def load_model(model: nn.Module, state_dict: Mapping[str, Tensor], source: str |
     problems = {
         "missing": own.keys() - state_dict.keys(),
         "unknown": state_dict.keys() - own.keys(),
+        "different, and one and the same here": _torn(own, state_dict),
         "of another shape": {k for k in own.keys() & state_dict.keys() if own[k].shape != state_dict[k].shape},
     }
     new = sorted((problems["missing"] | problems["of another shape"]) & own.keys())
@@ -105,6 +106,13 @@ def load_model(model: nn.Module, state_dict: Mapping[str, Tensor], source: str |
         raise UserError(f"{source} is not a checkpoint of this detector with these options ({'; '.join(found)})")
     model.load_state_dict({k: v for k, v in state_dict.items() if k in own and k not in new}, strict=False)
     return [f"{source}: all weights loaded" + (f" but {_listing(new)}, which start anew" if new else "")] if may_be_new else []
+
+
+def _torn(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> set[str]:
+    """Names that share a weight in ``own`` and hold different ones in ``state_dict``, of which the last would silently win."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(own[name].data_ptr(), name) for name in own.keys() & state_dict.keys() if own[name].numel()}
+    return {name for name, other in names.items() if not torch.equal(state_dict[name], state_dict[other])}
 
 
 def _listing(keys: Iterable[str], most: int = 10) -> str:

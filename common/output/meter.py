@@ -1,5 +1,6 @@
 """What is measured while a run goes on: means of what is logged, over steps and processes; speed and memory."""
 
+import math
 import sys
 import time
 from collections import defaultdict
@@ -15,26 +16,26 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Weighted means of named numbers."""
+    """Weighted means of named numbers; NaN says that there is none to count, and is left out."""
 
     def __init__(self):
         self.sums: dict[str, float] = defaultdict(float)
-        self.weight = 0.0
+        self.weights: dict[str, float] = defaultdict(float)
 
     def add(self, values: dict[str, float], weight: float = 1.0) -> None:
         for name, value in values.items():
-            self.sums[name] += value * weight
-        self.weight += weight
+            if not math.isnan(value):
+                self.sums[name] += value * weight
+                self.weights[name] += weight
 
     def mean(self, name: str) -> float:
-        return self.sums[name] / self.weight
+        return self.sums[name] / self.weights[name]
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes."""
-        parts = gather_object([(dict(self.sums), self.weight)])
-        weight = sum(w for _, w in parts)
+        parts = gather_object([(dict(self.sums), dict(self.weights))])
         names = dict.fromkeys(name for sums, _ in parts for name in sums)
-        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / weight for name in names}
+        return {name: sum(s.get(name, 0.0) for s, _ in parts) / sum(w.get(name, 0.0) for _, w in parts) for name in names}
 
 
 class Throughput:

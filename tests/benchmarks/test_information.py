@@ -27,14 +27,14 @@ from common.data.loading import build_dataset, collate
 from common.models.checkpoint import load_checkpoint
 from common.output.predict import find_images
 from tests.tiny_checkpoints import tiny_checkpoint
-from tools.detectors import DETECTORS
+from tools.detectors import CLUSTERED
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
 def load(path: Path):
-    return trained(load_checkpoint(path), path, DETECTORS, CPU, {})
+    return trained(load_checkpoint(path), path, CLUSTERED, CPU, {})
 
 
 def test_inside_and_outside_of_a_map_made_by_hand():
@@ -64,9 +64,9 @@ def test_coverage_counts_overlapping_boxes_once():
     assert coverage(torch.zeros(0, 4), (2, 4)).tolist() == [[0] * 4] * 2
 
 
-def test_ratios_are_taken_per_image_and_layer(detector, dataset, tmp_path):
+def test_ratios_are_taken_per_image_and_layer(clustered, dataset, tmp_path):
     """Every image with objects and without a crowd, once; the geometric mean over them."""
-    loaded = load(tiny_checkpoint(tmp_path / "x.pth", detector, 1))
+    loaded = load(tiny_checkpoint(tmp_path / "x.pth", clustered, 1))
     val = build_dataset(dataset, "val", 64, 0)
     val.coco.imgToAnns[val.ids[1]][0]["iscrowd"] = 1
     val.coco.imgToAnns[val.ids[2]] = []
@@ -82,9 +82,9 @@ def test_ratios_are_taken_per_image_and_layer(detector, dataset, tmp_path):
         assert record["brighter"] == sum(value > 1 for value in values) / 3
 
 
-def test_the_maps_are_those_of_the_layers(detector, dataset, tmp_path):
+def test_the_maps_are_those_of_the_layers(clustered, dataset, tmp_path):
     """Self-information (eq. 3) before it is smoothed, layer by layer, in the shape of the feature map."""
-    loaded = load(tiny_checkpoint(tmp_path / "x.pth", detector, 1))
+    loaded = load(tiny_checkpoint(tmp_path / "x.pth", clustered, 1))
     batch = collate([build_dataset(dataset, "val", 64, 0)[0]])
     met = []
     for module in loaded.model.modules():
@@ -135,9 +135,9 @@ def test_boxes_have_one_colour_in_the_image_and_in_its_map(dataset, tmp_path):
     np.testing.assert_allclose(above[:, 2], sample.boxes[:, 2], atol=1e-6)
 
 
-def test_images_without_annotations_show_detections_and_measure_nothing(detector, dataset, tmp_path, capsys):
+def test_images_without_annotations_show_detections_and_measure_nothing(clustered, dataset, tmp_path, capsys):
     """Boxes of the model above its score threshold, in shares of the image."""
-    path = tiny_checkpoint(tmp_path / "x.pth", detector, 1)
+    path = tiny_checkpoint(tmp_path / "x.pth", clustered, 1)
     argv = ["--checkpoint", path, "--images", dataset / "val2017", "--count", 2, "--device", "cpu", "--output", tmp_path / "out"]
     assert main(information.NAME, run, [str(a) for a in argv]) == 0
     assert "detections" in capsys.readouterr().out

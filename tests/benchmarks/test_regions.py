@@ -17,7 +17,7 @@ from common.models.checkpoint import load_checkpoint
 from common.output.predict import find_images
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint, tiny_published
-from tools.detectors import DETECTORS  # puts the detectors' packages on the path
+from tools.detectors import CLUSTERED  # puts the detectors' packages on the path
 
 # isort: split
 from anchor_detr.rcda import ClusteredRCDA
@@ -29,7 +29,7 @@ SEED = 42  # the default of --seed
 
 
 def load(path: Path):
-    return trained(load_checkpoint(path), path, DETECTORS, CPU, {})
+    return trained(load_checkpoint(path), path, CLUSTERED, CPU, {})
 
 
 def slow_step(key: np.ndarray, weight: np.ndarray, bias: float, sigma: int) -> list[bool]:
@@ -93,9 +93,9 @@ def test_run_lengths_and_those_of_noise():
         assert run_lengths(noise).double().mean() == pytest.approx(noise_length(sigma), rel=0.02)
 
 
-def test_counts_and_lengths_are_those_of_the_models_clusters(detector, dataset, tmp_path):
+def test_counts_and_lengths_are_those_of_the_models_clusters(clustered, dataset, tmp_path):
     """What is reported is what the layers pool: their clusters, image by image, which together hold every pixel."""
-    loaded = load(tiny_checkpoint(tmp_path / "x.pth", detector, 1))
+    loaded = load(tiny_checkpoint(tmp_path / "x.pth", clustered, 1))
     images = find_images([dataset / "val2017"])
     indices_met = []
     for module in loaded.model.modules():
@@ -103,7 +103,7 @@ def test_counts_and_lengths_are_those_of_the_models_clusters(detector, dataset, 
             module.register_forward_hook(lambda module, inputs, clusters: indices_met.append(clusters.index[0].tolist()))
     result = measure(loaded, images)
     # Behind the record of an image, an attention with columns is asked for those too.
-    indices_met = [indices_met[i] for i in range(len(indices_met)) if detector != DECOUPLED or i % 4 < 2]
+    indices_met = [indices_met[i] for i in range(len(indices_met)) if clustered != DECOUPLED or i % 4 < 2]
     for i, layer in enumerate(result["layers"]):
         indices = indices_met[i::2]
         lengths = [len(list(run)) for index in indices for _, run in groupby(index)]
@@ -113,24 +113,24 @@ def test_counts_and_lengths_are_those_of_the_models_clusters(detector, dataset, 
         assert layer["mean_length"] == pytest.approx(sum(result["N"]) / sum(layer["counts"]))
 
 
-def test_a_model_with_windows_is_measured_in_regions(detector, dataset, tmp_path):
+def test_a_model_with_windows_is_measured_in_regions(clustered, dataset, tmp_path):
     """The first layer sees the same features whatever follows, so the regions there are those of the model with regions."""
     images = find_images([dataset / "val2017"])
     region, window = (
-        load(tiny_checkpoint(tmp_path / clustering, detector, 1, "--clustering", clustering)) for clustering in ("region", "window")
+        load(tiny_checkpoint(tmp_path / kind, clustered, 1, "--clustering", kind)) for kind in ("region", "window")
     )
     assert (region.args.clustering, window.args.clustering) == ("region", "window")
     assert measure(region, images)["layers"][0] == measure(window, images)["layers"][0]
 
 
-def test_a_published_file_is_recognised_by_its_weights(detector, dataset, tmp_path):
+def test_a_published_file_is_recognised_by_its_weights(clustered, dataset, tmp_path):
     """It names no detector: each is tried, and the one that it fits gives the same results as the original."""
     [image] = find_images([dataset / "val2017"])[:1]
-    published, own = tiny_published(tmp_path / "published.pth", detector, 1), tmp_path / "own.pth"
+    published, own = tiny_published(tmp_path / "published.pth", clustered, 1), tmp_path / "own.pth"
     changes = {"image_size": 64, "smoothing_sigma": 3.0}
-    loaded = trained(load_checkpoint(published), published, DETECTORS, CPU, changes)
-    assert loaded.detector.name == detector and loaded.args.clustering == "window"
-    original = load(tiny_checkpoint(own, detector, 1, "--clustering", "window"))
+    loaded = trained(load_checkpoint(published), published, CLUSTERED, CPU, changes)
+    assert loaded.detector.name == clustered and loaded.args.clustering == "window"
+    original = load(tiny_checkpoint(own, clustered, 1, "--clustering", "window"))
     for a, b in zip(measure(loaded, [image])["layers"], measure(original, [image])["layers"], strict=True):
         assert a == b
 
@@ -148,7 +148,7 @@ def test_before_training_are_the_weights_that_training_starts_from(dataset, tmp_
 
 def test_the_command_writes_numbers_and_chart_before_and_after_training(dataset, tmp_path):
     """One run over the checkpoints of all detectors, from anywhere; a checkpoint of untrained weights has two equal halves."""
-    checkpoints = [str(tiny_checkpoint(tmp_path / f"{name}.pth", name, SEED)) for name in DETECTORS]
+    checkpoints = [str(tiny_checkpoint(tmp_path / f"{name}.pth", name, SEED)) for name in CLUSTERED]
     options = ["--checkpoint", *checkpoints, "--images", str(dataset / "val2017"), "--count", "2", "--device", "cpu", "--quick"]
     command = [sys.executable, str(ROOT / "benchmarks" / "quality" / "regions.py"), *options, "--output", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
@@ -157,7 +157,7 @@ def test_the_command_writes_numbers_and_chart_before_and_after_training(dataset,
 
     content = json.loads((tmp_path / "out" / "regions-cpu.json").read_text())
     assert content["machine"] and content["date"] and content["settings"]["count"] == 2
-    assert [r["detector"] for r in content["results"]] == [name for name in DETECTORS for _ in range(2)]
+    assert [r["detector"] for r in content["results"]] == [name for name in CLUSTERED for _ in range(2)]
     for before, after, path in zip(content["results"][::2], content["results"][1::2], checkpoints, strict=True):
         assert (before["state"], after["state"], after["checkpoint"]) == ("before", "after", path)
         assert before["layers"] == after["layers"] and len(after["N"]) == 2
@@ -166,12 +166,12 @@ def test_the_command_writes_numbers_and_chart_before_and_after_training(dataset,
     assert width == 1640 and height > 800
 
 
-def test_without_a_checkpoint_the_demo_is_measured(detector, dataset, tmp_path, capsys):
+def test_without_a_checkpoint_the_demo_is_measured(clustered, dataset, tmp_path, capsys):
     """A first look needs no training; options beside the weights can be changed."""
-    argv = ["--detector", detector, "--images", dataset / "val2017", "--count", 2, "--image_size", 64, "--smoothing_sigma", 5]
+    argv = ["--detector", clustered, "--images", dataset / "val2017", "--count", 2, "--image_size", 64, "--smoothing_sigma", 5]
     assert main(NAME, run, [str(a) for a in (*argv, "--device", "cpu", "--quick", "--output", tmp_path)]) == 0
     [record] = json.loads((tmp_path / "regions-cpu.json").read_text())["results"]
-    assert (record["detector"], record["state"], record["checkpoint"]) == (detector, "before", None)
+    assert (record["detector"], record["state"], record["checkpoint"]) == (clustered, "before", None)
     assert (record["smoothing_sigma"], record["image_size"]) == (5, 64)
     assert "\u03c3 = 5" in capsys.readouterr().out
 

@@ -42,9 +42,9 @@ def test_two_versions_are_measured_in_turn(copy, tmp_path):
         assert record[name]["ratio"] == record[name][THIS] / record[name][OTHER] > 0
 
 
-def test_both_versions_compute_the_same_of_the_same(detector, copy):
+def test_both_versions_compute_the_same_of_the_same(clustered, copy):
     """Each runs its own code, on equal weights and equal pictures: what differs between them is the time alone."""
-    versions = build_both(parse(["--against", str(copy), *SMALL]), detector)
+    versions = build_both(parse(["--against", str(copy), *SMALL]), clustered)
     models = [versions[version].model.eval() for version in (THIS, OTHER)]
     assert type(models[0]) is not type(models[1]) and type(models[0]).__name__ == type(models[1]).__name__
     batches = [versions[version].passes["infer"].args[0].to(torch.device("cpu")) for version in (THIS, OTHER)]

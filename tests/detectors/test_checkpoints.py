@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.models.checkpoint import load_model
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import NUM_CLASSES, tiny_checkpoint
-from tools.detectors import DETECTORS, options
+from tools.detectors import CLUSTERED, DETECTORS, options
 
 PUBLISHED = Path(__file__).parents[1] / "published"
 # The names and shapes of DETR-DC5's weights are those of DETR's.
@@ -25,7 +25,11 @@ KINDS = {
     "enact_conditional_r101": ("Conditional-DETR-ENACT", {"backbone": "resnet101", "dec_layers": 6, "clustering": "window"}),
     "anchor_r50_dc5": ("Anchor-DETR-ENACT", {"backbone": "resnet50", "num_query_position": 300, "clustering": "none"}),
     "enact_anchor_r50_dc5": ("Anchor-DETR-ENACT", {"backbone": "resnet50", "num_query_pattern": 3, "clustering": "window"}),
+    "deformable_r50": ("Sparse-DETR", {"backbone": "resnet50", "num_feature_levels": 4, "two_stage": False, "num_queries": 300}),
+    "sparse_r50_rho01": ("Sparse-DETR", {"rho": 0.1, "two_stage": True, "eff_query_init": True, "use_enc_aux_loss": True}),
 }
+# What no weights tell.
+TOLD = {"sparse_r50_rho01": {"rho": 0.1}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,7 +40,7 @@ def test_every_key_of_every_published_file_is_consumed(kind):
     args = options(name, ["--backbone", "resnet18", "--enc_layers", "1", "--hidden_dim", "64"])
     with torch.device("meta"):
         weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-        follow_checkpoint(detector, args, set(), checkpoint := {"model": weights}, "x.pth")
+        follow_checkpoint(detector, args, set(), checkpoint := {"model": weights, "args": TOLD.get(kind, {})}, "x.pth")
         model = detector.build_model(args, checkpoint["num_classes"], False)
     assert {name: getattr(args, name) for name in expected} == expected
     assert checkpoint["num_classes"] == 91 and args.hidden_dim == 256
@@ -47,9 +51,18 @@ def test_every_key_of_every_published_file_is_consumed(kind):
 
 
 @pytest.fixture
-def own(detector: str, tmp_path: Path):
+def own(clustered: str, tmp_path: Path):
     """Checkpoints as training writes them, with each clustering: ``own("region")``."""
-    return lambda clustering: tiny_checkpoint(tmp_path / f"{clustering}.pth", detector, 0, "--clustering", clustering)
+    return lambda clustering: tiny_checkpoint(tmp_path / f"{clustering}.pth", clustered, 0, "--clustering", clustering)
+
+
+@pytest.fixture
+def plain(detector: str, tmp_path: Path) -> Path:
+    """A checkpoint as training writes it, of the plain detector."""
+    return tiny_checkpoint(tmp_path / "plain.pth", detector, 0, *PLAIN.get(detector, ("--clustering", "none")))
+
+
+PLAIN = {"Sparse-DETR": ()}
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,52 +91,54 @@ def published(detector: str, checkpoint: Path, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("clustering", ["none", "window"])
-def test_a_published_checkpoint_gives_its_own_results(clustering, detector, own, tmp_path):
+def test_a_published_checkpoint_gives_its_own_results(clustering, clustered, own, tmp_path):
     """Names, options and clustering are recognised; the released ENACT says that it is used with windows."""
-    ours = restore(DETECTORS[detector], own(clustering))
-    path = published(detector, own(clustering), tmp_path / "anything.pth")
-    theirs = restore(DETECTORS[detector], path, ["--smoothing_sigma", "3"])
+    ours = restore(DETECTORS[clustered], own(clustering))
+    path = published(clustered, own(clustering), tmp_path / "anything.pth")
+    theirs = restore(DETECTORS[clustered], path, ["--smoothing_sigma", "3"])
     assert theirs.messages == ([f"{path} was trained with --clustering window, and is used so"] if clustering == "window" else [])
     assert theirs.args.clustering == clustering and theirs.num_classes == NUM_CLASSES
     assert_same(theirs.model, ours.model)
 
 
-@pytest.mark.parametrize("clustering", ["none", "region", "window"])
-def test_an_exported_checkpoint_gives_the_same_results(clustering, detector, own, tmp_path):
-    """``--export`` and back: the published names, the clustering it was trained with, and equal outputs."""
-    path = tmp_path / "exported.pth"
-    assert run_here(detector, "--export", path, "--resume", own(clustering), "--output_dir", tmp_path / "none") == 0
+def test_an_exported_checkpoint_gives_the_same_results(variant, tmp_path):
+    """``--export`` and back: the published names, the options it was trained with, and equal outputs."""
+    detector, argv = variant
+    own, path = tiny_checkpoint(tmp_path / "own.pth", detector, 0, *argv), tmp_path / "exported.pth"
+    assert run_here(detector, "--export", path, "--resume", own, "--output_dir", tmp_path / "none") == 0
     assert not (tmp_path / "none").exists()
     names = torch.load(path, weights_only=True)["model"].keys()
-    assert any("W_o" in name or ".ENACT." in name for name in names) == (clustering != "none")
-    ours, theirs = restore(DETECTORS[detector], own(clustering)), restore(DETECTORS[detector], path)
-    assert theirs.args.clustering == clustering and theirs.messages == []
+    assert any("W_o" in name or ".ENACT." in name for name in names) == bool({"region", "window"} & {*argv})
+    ours, theirs = restore(DETECTORS[detector], own), restore(DETECTORS[detector], path)
+    options = (*DETECTORS[detector].architecture, *DETECTORS[detector].changeable)
+    assert theirs.messages == []
+    assert [getattr(theirs.args, name, None) for name in options] == [getattr(ours.args, name, None) for name in options]
     assert_same(theirs.model, ours.model)
 
 
-def test_the_clusterings_differ(detector, own):
+def test_the_clusterings_differ(clustered, own):
     """Protects the two tests above from clusterings that give one result."""
-    found = [outputs(restore(DETECTORS[detector], own("region"), argv).model) for argv in ([], ["--clustering", "window"])]
+    found = [outputs(restore(DETECTORS[clustered], own("region"), argv).model) for argv in ([], ["--clustering", "window"])]
     assert (found[0]["pred_logits"] - found[1]["pred_logits"]).abs().max() > 1e-3
 
 
-def test_clustering_may_be_switched_in_use(detector, own, dataset, tmp_path, capsys):
+def test_clustering_may_be_switched_in_use(clustered, own, dataset, tmp_path, capsys):
     """A plain checkpoint is used with regions, and an ENACT checkpoint without, only where that is asked for; training goes on
     with the same parameters or not at all."""
     for clustering, other, said in (("none", "region", "W_prob"), ("region", "none", "")):
-        restored = restore(DETECTORS[detector], own(clustering), ["--clustering", other])
+        restored = restore(DETECTORS[clustered], own(clustering), ["--clustering", other])
         assert said in "".join(restored.messages) and bool(restored.messages)
         assert restored.args.clustering == other
         outputs(restored.model)
     argv = ("--coco_path", dataset, "--output_dir", tmp_path / "out", "--clustering", "region", "--device", "cpu")
-    assert run_here(detector, *argv, "--resume", own("none"), "--epochs", 2, "--num_workers", "0") == 2
+    assert run_here(clustered, *argv, "--resume", own("none"), "--epochs", 2, "--num_workers", "0") == 2
     assert "W_prob" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change, said", [("more", "unknown: extra"), ("less", "missing: ")])
-def test_unknown_and_missing_keys_are_an_error(change, said, detector, own, tmp_path):
+def test_unknown_and_missing_keys_are_an_error(change, said, detector, plain, tmp_path):
     """Nothing is left out silently."""
-    content = torch.load(own("none"), weights_only=True)
+    content = torch.load(plain, weights_only=True)
     if change == "more":
         content["model"]["extra"] = torch.zeros(1)
     else:
@@ -151,14 +166,21 @@ OTHER = {
     "num_query_position": 81,
     "num_query_pattern": 7,
     "num_feature_levels": 3,
+    "enc_n_points": 1,
+    "dec_n_points": 2,
+    "with_box_refine": True,
+    "two_stage": True,
+    "eff_query_init": True,
+    "eff_specific_head": True,
+    "use_enc_aux_loss": True,
 }
-SILENT = {"nheads", "dilation"}  # the weights do not tell; of the other options they do
+SILENT = {"nheads", "dilation", "enc_n_points", "dec_n_points", "with_box_refine"}  # the weights do not tell
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["with options", "weights alone"])
-def test_a_contradiction_with_the_checkpoint_is_an_error(bare, detector, own):
+def test_a_contradiction_with_the_checkpoint_is_an_error(bare, detector, plain):
     """Every option that shapes the model is read from the file, one without options, too; another value names both."""
-    content = torch.load(own("none"), weights_only=True)
+    content = torch.load(plain, weights_only=True)
     recorded = content.pop("args")
     for name in DETECTORS[detector].architecture:
         if name not in recorded or bare and name in SILENT:
@@ -195,7 +217,7 @@ def test_no_data(detector, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plain_checkpoint_is_a_warm_start_for_other_classes(detector, own, dataset, tmp_path, capsys):
+def test_a_plain_checkpoint_is_a_warm_start_for_other_classes(detector, plain, dataset, tmp_path, capsys):
     """``--finetune``: the probability layers are new, a class head of another size starts anew, the rest is kept."""
     data = tmp_path / "data"
     (data / "annotations").mkdir(parents=True)
@@ -204,13 +226,13 @@ def test_a_plain_checkpoint_is_a_warm_start_for_other_classes(detector, own, dat
         content = json.loads((dataset / "annotations" / f"instances_{split}.json").read_text())
         content["categories"].append({"id": 12, "name": "another"})
         (data / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    out, plain = tmp_path / "out", own("none")
+    out = tmp_path / "out"
     argv = ("--coco_path", data, "--finetune", plain, "--output_dir", out, "--epochs", 1, "--lr", 0, "--lr_backbone", 0)
     assert run_here(detector, *argv, "--batch_size", 24, "--weight_decay", 0, "--device", "cpu", "--num_workers", "0") == 0
     said = capsys.readouterr().out
-    assert "class_embed" in said and "W_prob" in said
+    assert "class_embed" in said and ("W_prob" in said) == (detector in CLUSTERED)
     before, after = (torch.load(path, weights_only=True) for path in (plain, out / "checkpoint.pth"))
-    assert after["num_classes"] == 13 and after["args"]["clustering"] == "region"
+    assert after["num_classes"] == 13 and after["args"].get("clustering", "region") == "region"
     kept = [k for k in before["model"] if "class_embed" not in k and not k.endswith(("mean", "var", "tracked"))]
     assert all(torch.equal(before["model"][k], after["model"][k]) for k in kept)
 
@@ -218,19 +240,19 @@ def test_a_plain_checkpoint_is_a_warm_start_for_other_classes(detector, own, dat
 ORDINARY = {"Anchor-DETR-ENACT": ("--attention_type", "nn.MultiheadAttention")}
 
 
-def test_with_one_pixel_per_cluster_a_warm_start_is_the_plain_model(detector, monkeypatch):
+def test_with_one_pixel_per_cluster_a_warm_start_is_the_plain_model(clustered, monkeypatch):
     """Why a warm start works: ENACT without pooling is plain attention (of RCDA, whose plain form averages keys, see its tests)."""
 
     def build(clustering: str) -> nn.Module:
-        args = options(detector, [*tiny(detector), *ORDINARY.get(detector, ()), "--clustering", clustering])
+        args = options(clustered, [*tiny(clustered), *ORDINARY.get(clustered, ()), "--clustering", clustering])
         torch.manual_seed(0)
-        return DETECTORS[detector].build_model(args, 7, False).eval()
+        return DETECTORS[clustered].build_model(args, 7, False).eval()
 
-    plain, clustered = build("none"), build("region")
-    [report] = load_model(clustered, plain.state_dict(), "x.pth", DETECTORS[detector].optional_weights)
+    plain, pooled = build("none"), build("region")
+    [report] = load_model(pooled, plain.state_dict(), "x.pth", DETECTORS[clustered].optional_weights)
     assert "W_prob" in report
     monkeypatch.setattr(
         "enact.clustering._regions",
         lambda bends, lengths: (torch.arange(bends.shape[1]).expand(bends.shape), lengths.clone()),
     )
-    torch.testing.assert_close(outputs(clustered), outputs(plain), rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs(pooled), outputs(plain), rtol=0, atol=1e-5)

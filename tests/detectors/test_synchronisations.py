@@ -24,15 +24,15 @@ class Loader(list):
     dataset = None
 
 
-@pytest.mark.parametrize("clustering", ["region", "window", "none"])
-def test_a_step_and_an_evaluated_batch_wait_no_more_than_they_must(detector, clustering, dataset, monkeypatch):
+def test_a_step_and_an_evaluated_batch_wait_no_more_than_they_must(variant, dataset, monkeypatch):
     """Protects the speed on a GPU, which stands still while the host waits and then works ahead anew.
 
     A training step, with gradients accumulated or not, waits once per clustered encoder layer for the number of clusters, for the
     costs of the matching, and for the numbers of the log. A batch of an evaluation waits for its detections, too.
     """
-    layers = {} if clustering == "none" else {"tolist": ENCODER_LAYERS}
-    model, criterion = build(detector, "--clustering", clustering, "--dilation")
+    detector, argv = variant
+    layers = {"tolist": ENCODER_LAYERS} if {"region", "window"} & {*argv} else {}
+    model, criterion = build(detector, *argv, "--dilation")
     args = options(detector, tiny(detector))
     accelerator = build_accelerator(args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from common.errors import UserError
-from common.models.backbone import BACKBONES, Backbone, build_backbone
+from common.models.backbone import BLOCKS, Backbone, build_backbone
 
 
 def on_meta(*args, **kwargs):
@@ -42,7 +42,7 @@ def resnet10():
 
 
 @pytest.mark.parametrize("dilation", [False, True])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_strides_and_channels(name, dilation):
     """Protects the encoder's size: stride 32, or 16 with DC5, also where the size is not a multiple of it."""
     backbone = on_meta(name, dilation, layers=("layer3", "layer4"))

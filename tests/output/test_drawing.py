@@ -94,7 +94,7 @@ def test_tiny_images(size):
     """A picture of any size can be drawn on and shown; a tag too small to be read is left out."""
     box = [[0, 0, size[1], size[0]]]
     assert draw_detections(blank(*size), box, [0], [0.5], {0: "a very long name"}).shape == (*size, 3)
-    shown = detection_panel(blank(*size), box, [0], [0.5], information=np.ones((1, 1)), ground_truth=([], []))
+    shown = detection_panel(blank(*size), box, [0], [0.5], maps={"x": np.ones((1, 1))}, ground_truth=([], []))
     assert shown.shape[0] > 320 and shown.shape[1] <= 3 * 4 * 320 + 2 * 8
 
 
@@ -146,7 +146,7 @@ def test_panel_keeps_captions_whole_and_wide_images_bounded():
 def test_detection_panel_draws_after_scaling():
     """On a small image the frames are still drawn in the panel's pixels: crisp, at the scaled place, same colours."""
     boxes, information = [[8, 8, 24, 16]], np.eye(4)
-    shown = detection_panel(blank(32, 32), boxes, [3], [0.9], {3: ""}, information, ([[0, 0, 8, 8]], [1]), height=320)
+    shown = detection_panel(blank(32, 32), boxes, [3], [0.9], {3: ""}, {"x": information}, ([[0, 0, 8, 8]], [1]), height=320)
     truth, found, info = shown[:320, :320], shown[:320, 328:648], shown[:320, 656:]
     assert (truth[0, :80] == PALETTE[1]).all()
     for picture in (found, info):

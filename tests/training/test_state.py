@@ -39,14 +39,14 @@ def test_a_parameter_without_a_rate_is_an_error():
 
 
 @pytest.mark.parametrize("weights", ["frozen", "trained"])
-def test_every_trained_parameter_of_a_detector_is_in_one_group(detector, weights):
+def test_every_trained_parameter_of_a_detector_is_in_one_group(clustered, weights):
     """Protects the recipes: the backbone has its own rate, all else the other, and nothing is left out or trained twice."""
-    model, _ = build(detector)
+    model, _ = build(clustered)
     if weights == "frozen":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("conv1" not in name)
-    args = options(detector, ["--lr", "1e-3", "--lr_backbone", "1e-5"])
-    (others, rate), (backbone, slow) = names_of(model, group_parameters(model, DETECTORS[detector].parameter_groups(args)))
+    args = options(clustered, ["--lr", "1e-3", "--lr_backbone", "1e-5"])
+    (others, rate), (backbone, slow) = names_of(model, group_parameters(model, DETECTORS[clustered].parameter_groups(args, 8)))
     assert (rate, slow) == (1e-3, 1e-5)
     assert sorted(others + backbone) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
     assert all("backbone" in name for name in backbone) and not any("backbone" in name for name in others)

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,21 @@ ARCHITECTURE = (
 )
 
 
-def backbone_and_rest(args: Namespace) -> list[tuple[str, float]]:
+def backbone_and_rest(args: Namespace, images_per_step: int) -> list[tuple[str, float]]:
     """DETR's learning rates."""
     return [("backbone", args.lr_backbone), ("", args.lr)]
+
+
+def record_nothing(model: nn.Module) -> AbstractContextManager[dict[str, Any]]:
+    """Of a detector whose outputs tell all that its pictures show."""
+    return nullcontext({})
+
+
+def self_information(records: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The self-information of the last encoder layer; nothing where nothing was recorded, without clustering."""
+    if not records:
+        return {}
+    return {"Self-information": list(records.values())[-1].information[0].reshape(outputs["feature_size"]).float()}
 
 
 @dataclass(frozen=True)
@@ -47,14 +59,20 @@ class Detector:
         adapt: such a state dict and the number of heads -> this model's state dict; its own comes back as it is.
         export: this model's state dict and the number of heads -> the published names.
         record: a context that collects, per encoder layer, something with ``information`` (B, N).
+        pictures: what ``record`` collected and the outputs of an image alone -> what ``--information`` shows beside it: captions
+            and maps (h, w), of numbers or of bools.
         demo: the options of ``--demo`` that differ from the recipe.
         architecture: options that are read from a checkpoint.
         changeable: options of its own that belong to a checkpoint's model and may still be changed when it is used.
         plain: values of such options with which the model lacks its ``optional_weights``. ``--finetune`` does not take them over
             from a checkpoint: that of a plain model is a warm start.
         optional_weights: parts of the names of weights that a plain model lacks.
-        parameter_groups: options -> (regular expression, learning rate), in order: a parameter belongs to the first whose
-            expression is found in its name.
+        fresh: options with which a model may start from weights without them (``--finetune``): -> parts of the names of weights
+            that start anew then.
+        told: options that no weights tell though they belong to some: -> a part of these weights' names. Their checkpoints, or
+            else the user, have to tell them.
+        parameter_groups: options, and images per optimiser step -> (regular expression, learning rate), in order: a parameter
+            belongs to the first whose expression is found in its name.
         compiled: regular expressions of the names of the modules that ``--compile`` compiles.
     """
 
@@ -66,11 +84,14 @@ class Detector:
     reveal: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     adapt: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
     export: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
-    record: Callable[[nn.Module], AbstractContextManager[dict[str, Any]]]
     demo: dict[str, Any]
+    record: Callable[[nn.Module], AbstractContextManager[dict[str, Any]]] = record_nothing
+    pictures: Callable[[dict[str, Any], dict[str, Any]], dict[str, Tensor]] = self_information
     architecture: tuple[str, ...] = ARCHITECTURE
     changeable: tuple[str, ...] = ()
     plain: Mapping[str, Any] = field(default_factory=dict)
     optional_weights: tuple[str, ...] = ()
-    parameter_groups: Callable[[Namespace], list[tuple[str, float]]] = backbone_and_rest
+    fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
+    parameter_groups: Callable[[Namespace, int], list[tuple[str, float]]] = backbone_and_rest
     compiled: tuple[str, ...] = ()

@@ -127,7 +127,7 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     positive = number(int, 1)
-    group.add_argument("--backbone", choices=BACKBONES)
+    group.add_argument("--backbone", type=lambda text: text.replace("-", "_"), choices=BACKBONES)
     group.add_argument("--backbone_weights", default="default", metavar="default|none|PATH", help="ImageNet weights or none")
     group.add_argument("--dilation", action=BooleanOptionalAction, help="dilate the last stage (DC5)")
     group.add_argument("--last_stage", type=int, choices=(2, 3, 4), default=4, help="ResNet stage whose features are used: 4 is C5")

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .matching import HungarianMatcher, Matching
+from .matching import HungarianMatcher, Matching, PredictedSet
 from .set_losses import CrossEntropy, Divisors, FocalLoss, set_losses, weigh
+
+CERTAINLY_NOT = -1000.0  # a logit whose focal loss as a negative is exactly 0, and its gradient
 
 
 class Criterion(nn.Module):
@@ -73,14 +75,23 @@ class SetCriterion(Criterion):
         Logged beside the losses of :func:`weigh`: ``class_error`` (% of matched queries with another class on top) and
         ``cardinality_error_unscaled``.
         """
-        logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
-        matching = self.matcher(logits, boxes, targets)
-        divisors = self._divisors(count, num_processes)
-        losses = set_losses(logits, boxes, matching, targets, class_loss=self.class_loss, divisors=divisors)
-        total, logs = weigh(losses, self.weights)
-        return total, logs | self._errors(logits.detach(), matching, targets)
+        predicted = PredictedSet(outputs["pred_logits"].float(), outputs["pred_boxes"].float(), targets)
+        [matching] = self.matcher.match([predicted])
+        total, logs = self.set_loss(predicted, matching, self.divisors(count, num_processes))
+        return total, logs | self.errors(predicted, matching)
 
-    def _divisors(self, count: Tensor, num_processes: int) -> Divisors:
+    def set_loss(
+        self, predicted: PredictedSet, matching: Matching, divisors: Divisors, names: str = "{loss}{layer}"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted losses of one set of predictions, see :func:`weigh`. Those that are not allowed have no part in it."""
+        logits, boxes, targets, allowed = predicted
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[None, ..., None], CERTAINLY_NOT)
+        losses = set_losses(logits, boxes, matching, targets, class_loss=self.class_loss, divisors=divisors)
+        return weigh(losses, self.weights, names)
+
+    def divisors(self, count: Tensor, num_processes: int) -> Divisors:
+        """What the losses of a step with this count are divided by."""
         objects, matched, queries = count.unbind()
         boxes = objects.clamp(min=1) / num_processes
         if isinstance(self.class_loss, FocalLoss):
@@ -90,9 +101,10 @@ class SetCriterion(Criterion):
         return Divisors(weight.clamp(min=torch.finfo(weight.dtype).tiny) / num_processes, boxes)
 
     @torch.no_grad()
-    def _errors(self, logits: Tensor, matching: Matching, targets: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def errors(self, predicted: PredictedSet, matching: Matching) -> dict[str, Tensor]:
         """What DETR logs of the last layer beside its losses. No synchronisation."""
-        last = logits[-1]
+        logits, _, targets, _ = predicted
+        last = logits[-1].detach()
         labels = torch.cat([t["labels"] for t in targets])[matching.target]
         in_last = matching.layer == len(logits) - 1
         hit = last[matching.image, matching.query].argmax(-1) == labels

@@ -1,10 +1,10 @@
-"""ResNet backbones.
+"""Backbones: ResNets and Swin transformers.
 
 Shapes: B images, C channels, H x W pixels.
 """
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,53 +17,61 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from ..errors import UserError
 from .folding import FoldedBatchNorm2d, FoldedFrozenBatchNorm2d, fold_batch_norms
+from .swin import SWINS, SwinBody, microsofts_names
 
-BLOCKS = {  # per stage, and whether they are bottlenecks
+BLOCKS = {  # of the ResNets, per stage, and whether they are bottlenecks
     "resnet10": ((1, 1, 1, 1), False),
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
     "resnet101": ((3, 4, 23, 3), True),
 }
-BACKBONES = tuple(BLOCKS)
+BACKBONES = (*BLOCKS, *SWINS)
+SCRL_NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
 class Backbone(nn.Module):
-    """The convolutional stages of a ResNet.
+    """The stages of a ResNet or a Swin transformer.
 
     Args:
         name: one of :data:`BACKBONES`; ``resnet10`` is ResNet-18 with one block per stage, for small experiments.
-        dilation: keep the resolution of the last stage at stride 16 and dilate it (DC5).
-        frozen: DETR's rule for pretrained weights: batch norm is a constant, the stem and layer1 are not trained. Without
-            pretrained weights everything is trained.
-        layers: the stages to return.
+        dilation: of a ResNet: keep the resolution of the last stage at stride 16 and dilate it (DC5).
+        frozen: DETR's rule for pretrained weights: batch norm is a constant, the stem and layer1 are not trained; of a Swin
+            transformer the patch embedding and the first stage. Without pretrained weights everything is trained.
+        layers: the stages to return, named as those of a ResNet.
+        finetune_early_layers: train the stem and layer1, or the patch embedding and the first stage, of pretrained weights, too.
 
     Constant batch norm is folded into the convolutions, that of training without pretrained weights in evaluation.
+
+    Raises:
+        UserError: a Swin transformer is to be dilated.
     """
 
-    def __init__(self, name: str, dilation: bool = False, frozen: bool = True, layers: Sequence[str] = ("layer4",)):
+    def __init__(
+        self,
+        name: str,
+        dilation: bool = False,
+        frozen: bool = True,
+        layers: Sequence[str] = ("layer4",),
+        *,
+        finetune_early_layers: bool = False,
+    ):
         super().__init__()
         self.memory_format = torch.contiguous_format
-        norm_layer = FoldedFrozenBatchNorm2d if frozen else FoldedBatchNorm2d
-        if name == "resnet10":
-            resnet = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+        if name in SWINS and dilation:
+            raise UserError(f"--dilation is for ResNets: pass --no-dilation with --backbone {name}")
+        if name in SWINS:
+            self.body, width = SwinBody(SWINS[name], layers), SWINS[name].embed_dim
         else:
-            resnet = getattr(torchvision.models, name)(norm_layer=norm_layer)
-        if dilation:
-            _dilate(resnet.layer4)
-        expansion = resnet.layer4[-1].expansion
-        self.num_channels = [64 * expansion * 2 ** (int(layer[-1]) - 1) for layer in layers]
-        self.body = IntermediateLayerGetter(resnet, {layer: layer for layer in layers})
-        fold_batch_norms(self.body)
-        if frozen:
-            for parameter_name, parameter in self.body.named_parameters():
-                if not parameter_name.startswith(("layer2", "layer3", "layer4")):
-                    parameter.requires_grad_(False)
+            self.body, width = _resnet_body(name, dilation, frozen, layers)
+        self.num_channels = [width * 2 ** (int(layer[-1]) - 1) for layer in layers]
+        if frozen and not finetune_early_layers:
+            _freeze_early_layers(self.body)
 
     def forward(self, images: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """images (B, 3, H0, W0), mask (B, H0, W0) with True = padding -> per stage (B, C, H, W) and its mask (B, H, W)."""
         features = self.body(images.contiguous(memory_format=self.memory_format))
-        return [(feature, F.interpolate(mask[None].float(), size=feature.shape[-2:])[0].bool()) for feature in features.values()]
+        return [(feature, resize_mask(mask, feature.shape[-2:])) for feature in features.values()]
 
     def use_channels_last(self) -> None:
         """Lays images, weights and features out with the channels innermost."""
@@ -71,19 +79,58 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def load_pretrained(self, source: str, name: str) -> None:
-        """Loads ImageNet weights: ``source`` is "default" (torchvision's, as DETR used) or the path of a state dict.
+        """Loads ImageNet weights.
+
+        Args:
+            source: "default" (torchvision's, as DETR used) or the path of a file: a ResNet in torchvision's or SCRL's layout, a
+                Swin transformer in Microsoft's or torchvision's. None of these has the norms of a Swin's returned stages.
+            name: of the network.
 
         Raises:
             UserError: there are none, they cannot be downloaded or read, or they are of another network.
         """
         state_dict = _default_weights(name) if source == "default" else _weights_from_file(Path(source))
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("fc.")}
-        ours = {k for k in self.body.state_dict() if not k.endswith("num_batches_tracked")}
-        theirs = {k for k in state_dict if not k.endswith("num_batches_tracked")}
+        if name in SWINS:
+            state_dict = microsofts_names(state_dict)
+        own = {k: v for k, v in self.body.state_dict().items() if not k.endswith("num_batches_tracked")}
+        needed = {k for k in own if not k.startswith("norm")}
+        found = {k: v for k, v in state_dict.items() if k in own}
         # The body stops at the last stage it returns; what lies behind it is rightly left out.
-        if not ours <= theirs or any(state_dict[k].shape != self.body.state_dict()[k].shape for k in ours):
-            raise UserError(f"--backbone_weights {source} does not hold the weights of a {name}")
-        self.body.load_state_dict({k: state_dict[k] for k in ours}, strict=False)
+        if not needed <= found.keys() or any(v.shape != own[k].shape for k, v in found.items()):
+            layouts = "Microsoft's or torchvision's" if name in SWINS else "torchvision's or SCRL's"
+            raise UserError(
+                f"--backbone_weights {source} does not hold the weights of a {name} in {layouts} layout: pass another or 'none'"
+            )
+        self.body.load_state_dict(found, strict=False)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """mask (B, H0, W0) with True = padding, size (H, W) -> (B, H, W): each pixel is that of the mask at its upper left corner."""
+    return F.interpolate(mask[None].float(), size=tuple(size))[0].bool()
+
+
+def _resnet_body(name: str, dilation: bool, frozen: bool, layers: Sequence[str]) -> tuple[nn.Module, int]:
+    """The stages of a ResNet up to the last of ``layers``, with folded norms, and the channels of the first one."""
+    norm_layer = FoldedFrozenBatchNorm2d if frozen else FoldedBatchNorm2d
+    if name == "resnet10":
+        resnet = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+    else:
+        resnet = getattr(torchvision.models, name)(norm_layer=norm_layer)
+    if dilation:
+        _dilate(resnet.layer4)
+    body = IntermediateLayerGetter(resnet, {layer: layer for layer in layers})
+    fold_batch_norms(body)
+    return body, 64 * resnet.layer4[-1].expansion
+
+
+def _freeze_early_layers(body: nn.Module) -> None:
+    """Leaves the stem and layer1 of a ResNet, or the patch embedding and the first stage of a Swin transformer, untrained."""
+    if isinstance(body, SwinBody):
+        body.freeze_early_layers()
+        return
+    for name, parameter in body.named_parameters():
+        if not name.startswith(("layer2", "layer3", "layer4")):
+            parameter.requires_grad_(False)
 
 
 def _dilate(stage: nn.Module) -> None:
@@ -99,8 +146,8 @@ def _dilate(stage: nn.Module) -> None:
 
 
 def _default_weights(name: str) -> dict[str, Tensor]:
-    if name == "resnet10":
-        raise UserError("there are no ImageNet weights for resnet10: pass --backbone_weights none or a file")
+    if name in ("resnet10", "swin_l"):  # torchvision has none
+        raise UserError(f"there are no ImageNet weights for {name}: pass --backbone_weights none or a file")
     try:
         return torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
@@ -113,9 +160,23 @@ def _default_weights(name: str) -> dict[str, Tensor]:
 def _weights_from_file(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if "online_network_state_dict" in content:
+            content = _torchvisions_names(content["online_network_state_dict"])
+        elif isinstance(content.get("model"), Mapping):  # Microsoft's
+            content = content["model"]
         return {k: v for k, v in content.items() if isinstance(v, Tensor)}
     except Exception as error:
         raise UserError(f"--backbone_weights {path} is not a PyTorch state dict: pass default, none or a file") from error
+
+
+def _torchvisions_names(scrl: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of SCRL's encoder, a ResNet, under torchvision's names, without the heads that it was trained with."""
+    renamed = {}
+    for key, value in scrl.items():
+        number, _, rest = key.partition("encoder.")[2].partition(".")
+        if number in SCRL_NAMES:
+            renamed[f"{SCRL_NAMES[number]}.{rest}"] = value
+    return renamed
 
 
 def build_backbone(args: Namespace, load_weights: bool, layers: Sequence[str] = ()) -> Backbone:
@@ -126,7 +187,13 @@ def build_backbone(args: Namespace, load_weights: bool, layers: Sequence[str] = 
         layers: the stages to return; by default the one that ``--last_stage`` names.
     """
     pretrained = args.backbone_weights != "none"
-    backbone = Backbone(args.backbone, args.dilation, frozen=pretrained, layers=layers or [f"layer{args.last_stage}"])
+    backbone = Backbone(
+        args.backbone,
+        args.dilation,
+        frozen=pretrained,
+        layers=layers or [f"layer{args.last_stage}"],
+        finetune_early_layers=getattr(args, "finetune_early_layers", False),  # an option of some detectors alone
+    )
     if pretrained and load_weights:
         backbone.load_pretrained(args.backbone_weights, args.backbone)
     return backbone

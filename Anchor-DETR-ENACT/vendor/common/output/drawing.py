@@ -19,6 +19,7 @@ PALETTE = np.uint8([(240, 228, 66), (213, 94, 0), (86, 180, 233), (0, 158, 115),
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MIN_CAPITAL = 9  # px, height of the capitals in small images
 MIN_LEGIBLE_CAPITAL = 5  # px, a tag that fits the image only below this is left out
+DIMMED = 0.2  # brightness of an image where a map of bools is false
 MAX_ASPECT = 4  # an image in a panel is at most this many times wider than the panel is high
 
 
@@ -96,18 +97,18 @@ def detection_panel(
     labels: Sequence[int],
     scores: Sequence[float] | None = None,
     names: Mapping[int, str] | None = None,
-    information: np.ndarray | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
     ground_truth: tuple[np.ndarray, Sequence[int]] | None = None,
     height: int = 320,
 ) -> np.ndarray:
-    """Return the panel [ground truth |] detections [| self-information] of one image.
+    """Return the panel [ground truth |] detections [| maps] of one image; maps of bools in a row of their own below.
 
     The image is scaled before anything is drawn, so lines and letters are crisp for images of any size. As in Figure 4
-    of the paper, the detections reappear on the map of self-information in the same colours.
+    of the paper, the detections reappear on the maps in the same colours. Of bools, the image itself shows where they are true.
 
     Args:
         image, boxes, labels, scores, names: as for `draw_detections`; boxes in pixels of `image`.
-        information: (h, w) self-information of the feature pixels that cover the image.
+        maps: caption -> (h, w) numbers or bools of the feature pixels that cover the image.
         ground_truth: annotated boxes (m, 4) and their m labels.
         height: of the images in the panel, in pixels.
     """
@@ -120,13 +121,19 @@ def detection_panel(
         true_boxes = np.asarray(ground_truth[0], dtype=float).reshape(-1, 4) * scale
         pictures["Ground truth"] = draw_detections(canvas, true_boxes, ground_truth[1], names=names)
     pictures["Detections"] = draw_detections(canvas, boxes, labels, scores, names)
-    if information is not None:
-        pictures["Self-information"] = picture = information_map(information, size)
+    chosen = {}
+    for caption, values in (maps or {}).items():
+        if values.dtype == bool:
+            shown = cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+            chosen[caption] = (canvas * (DIMMED + (1 - DIMMED) * shown[..., None])).round().astype(np.uint8)
+            continue
+        pictures[caption] = picture = information_map(values, size)
         for i, box in _pixel_boxes(boxes, *size).items():
             # Some colours resemble the map's: a dark line along the inside sets the frame off.
             _draw_frame(picture, box, BLACK, thickness=3)
             _draw_frame(picture, box, PALETTE[int(labels[i]) % len(PALETTE)], thickness=2)
-    return panel(list(pictures.values()), list(pictures), height)
+    panels = [panel(list(row.values()), list(row), height) for row in (pictures, chosen) if row]
+    return panels[0] if len(panels) == 1 else contact_sheet(panels)
 
 
 def contact_sheet(panels: Sequence[np.ndarray], columns: int = 1) -> np.ndarray:

@@ -66,7 +66,8 @@ def follow_checkpoint(
     Args:
         args: changed in place.
         explicit: names of the options that the user gave.
-        checkpoint: with the options that it was trained with under ``args``, as far as it has them; gets ``num_classes``.
+        checkpoint: with the options that it was trained with under ``args``, as far as it has them; gets ``num_classes``, and under
+            ``fresh`` parts of the names of weights that start anew.
         path: of the checkpoint, for messages.
 
     Returns:
@@ -81,9 +82,15 @@ def follow_checkpoint(
         raise UserError(f"{path} is not a checkpoint of {detector.name}: {error} is missing") from error
     checkpoint["num_classes"] = revealed.pop("num_classes")
     recorded = checkpoint.get("args") or {}
+    for name, weights in detector.told.items():
+        if not {name} & (explicit | recorded.keys()) and any(weights in key for key in checkpoint["model"]):
+            raise UserError(f"{path} does not tell the --{name} that it was trained with: pass it")
     for name in detector.architecture:
         known = revealed.get(name, recorded.get(name))
         if known is None or name in explicit and getattr(args, name) == known:
+            continue
+        if name in explicit and args.finetune and name in detector.fresh:
+            checkpoint["fresh"] = (*checkpoint.get("fresh", ()), *detector.fresh[name])
             continue
         if name in explicit:
             raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {known}")

@@ -90,23 +90,25 @@ def set_losses(
     }
 
 
-def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float], suffix: str = "") -> tuple[Tensor, dict[str, Tensor]]:
+def weigh(
+    losses: Mapping[str, Tensor], weights: Mapping[str, float], names: str = "{loss}{layer}"
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The total, and what is logged: scalars with DETR's names.
 
     Args:
         losses: name -> (L,), the last layer last.
         weights: name -> weight.
-        suffix: of the names of this branch.
+        names: how a layer's loss is called: ``{loss}`` is its name, ``{index}`` the layer's number, and ``{layer}`` is "_0", "_1",
+            ..., but empty for the last layer.
 
     Returns:
-        The weighted sum; and the weighted losses of the last layer under their names, those of the layers before with ``_0``,
-        ``_1``, ..., and the unweighted values of all with ``_unscaled``.
+        The weighted sum; and the weighted losses of every layer, with ``_unscaled`` behind the name those without weight.
     """
     total = sum(weights[name] * loss.sum() for name, loss in losses.items())
     logs = {}
     for name, loss in losses.items():
-        for layer, value in enumerate(loss.detach().unbind()):
-            full = f"{name}{suffix}" if layer == len(loss) - 1 else f"{name}_{layer}{suffix}"
+        for index, value in enumerate(loss.detach().unbind()):
+            full = names.format(loss=name, index=index, layer="" if index == len(loss) - 1 else f"_{index}")
             logs[full] = weights[name] * value
             logs[f"{full}_unscaled"] = value
     return total, logs

@@ -1,7 +1,6 @@
 """Drawing a detector's answers on images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,14 +53,14 @@ def predict(
     information: bool,
     truth: COCO | None = None,
 ) -> None:
-    """Writes a picture per image to ``folder``: its detections; beside them, where asked, the true boxes and the self-information.
+    """Writes a picture per image to ``folder``: its detections; beside them, where asked, the true boxes and what decided.
 
     Args:
         model: on the accelerator's device; runs in the accelerator's precision.
         names: category id -> name.
         image_size: shortest side that the model sees.
         score_threshold: least score of a box that is drawn.
-        information: draw the self-information of the last encoder layer.
+        information: draw the detector's own pictures beside it, such as the self-information of the last encoder layer.
         truth: the dataset that the images are from, to draw their true boxes.
     """
     model = accelerator.unwrap_model(model).eval()
@@ -79,9 +78,10 @@ def predict(
         if not (information or truth):
             picture = draw_detections(pixels, boxes, labels, scores, names)
         else:
-            signal = _information(records, outputs["feature_size"]) if information else None
+            maps = detector.pictures(records, outputs) if information else {}
+            maps = {caption: values.cpu().numpy() for caption, values in maps.items()}
             true_boxes = _true_boxes(truth, path) if truth else None
-            picture = detection_panel(pixels, boxes, labels, scores, names, signal, true_boxes)
+            picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes)
         save_image(folder / f"{path.stem}.png", picture)
 
 
@@ -90,13 +90,6 @@ def batch_of(image: Image.Image, image_size: int) -> Batch:
     no_boxes = {"boxes": boxes_of(torch.zeros(0, 4), image.height, image.width), "labels": torch.zeros(0, dtype=torch.long)}
     pixels, target = evaluation_transforms(image_size)(image, no_boxes)
     return Batch(*pad_batch([pixels]), [target])
-
-
-def _information(records: dict[str, Any], feature_size: tuple[int, int]) -> np.ndarray | None:
-    """(h, w) self-information in the last encoder layer; None for a detector without clustering."""
-    if not records:
-        return None
-    return list(records.values())[-1].information[0].reshape(feature_size).float().cpu().numpy()
 
 
 def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:

@@ -54,13 +54,16 @@ def train(
     num_classes = max(category_names) + 1
     description = {"detector": detector.name, "num_classes": num_classes, "category_names": category_names}
     torch.manual_seed(args.seed + accelerator.process_index)  # the processes have equal weights now, and drop out differently
-    state = TrainingState(model, detector.parameter_groups(args), args, accelerator, description)
+    images_per_step = args.batch_size * args.accumulate * accelerator.num_processes
+    rates = detector.parameter_groups(args, images_per_step)
+    state = TrainingState(model, rates, args, accelerator, description)
     resumed = args.resume and "optimizer" in checkpoint
     start = state.restore(checkpoint) if resumed else 0
     unlogged = _unlogged(checkpoint, args) if resumed else {}
     if start >= args.epochs and not unlogged:
         raise UserError(f"{args.resume} has finished epoch {start - 1}: pass --epochs above {start} to train on")
     accelerator.print(_announcement(detector, state, len(train_loader.dataset), start))
+    accelerator.print(f"{images_per_step} images per step; learning rates {_listing(rates)}")
     last = args.output_dir / "checkpoint.pth"
     if start == 0:
         state.save(-1, {}, last)  # an interrupted first epoch, too, leaves something to resume
@@ -204,6 +207,11 @@ def _announcement(detector: Detector, state: TrainingState, images: int, start: 
     epochs = state.args.epochs
     ahead = f"epochs {start} to {epochs - 1}" if start < epochs else f"the evaluation of epoch {start - 1}"
     return f"{detector.name}: {state.n_parameters:,} parameters, {images} images, {ahead}"
+
+
+def _listing(rates: list[tuple[str, float]]) -> str:
+    """The rates that the parameters' names lead to, the last for those that none fits."""
+    return ", ".join(f"{rate:.3g} ({pattern or 'others'})".replace("\\", "") for pattern, rate in rates)
 
 
 def _stop_if_not_finite(losses: list[float], grad_norm: float, batches: list[Batch], dataset: CocoDetection, epoch: int) -> None:

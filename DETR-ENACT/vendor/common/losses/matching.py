@@ -3,6 +3,7 @@
 Shapes: L decoder layers, B images, Q queries, C classes, T objects of the batch, K matched pairs of all layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
+
+FORBIDDEN = 1e6  # cost of a pair that must not be; more than any other
 
 
 class Matching(NamedTuple):
@@ -25,6 +28,21 @@ class Matching(NamedTuple):
     image: Tensor
     query: Tensor
     target: Tensor
+
+
+class PredictedSet(NamedTuple):
+    """Predictions that compete for the same objects.
+
+    Attributes:
+        logits: (L, B, Q, C), boxes: (L, B, Q, 4) cxcywh in [0, 1].
+        targets: per image ``labels`` (n,) and ``boxes`` (n, 4).
+        allowed: (B, Q) bool, predictions that may be matched; None for all.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    targets: list[dict]
+    allowed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,25 +63,30 @@ class HungarianMatcher:
     alpha: float = 0.25
     gamma: float = 2.0
 
-    @torch.no_grad()
     def __call__(self, pred_logits: Tensor, pred_boxes: Tensor, targets: list[dict]) -> Matching:
-        """pred_logits (L, B, Q, C), pred_boxes (L, B, Q, 4) cxcywh; targets with ``labels`` (n,) and ``boxes`` (n, 4).
+        """As :meth:`match`, for a single set."""
+        return self.match([PredictedSet(pred_logits, pred_boxes, targets)])[0]
 
-        The costs leave the device in one transfer, whatever the number of layers.
+    @torch.no_grad()
+    def match(self, sets: Sequence[PredictedSet]) -> list[Matching]:
+        """Matches every layer of every set on its own.
+
+        The costs leave the device in one transfer, whatever the number of sets and layers.
         """
-        sizes = [len(t["labels"]) for t in targets]
-        costs = [self._cost(pred_logits[:, i], pred_boxes[:, i], t["labels"], t["boxes"]) for i, t in enumerate(targets)]
-        cost = torch.cat(costs, dim=-1).cpu().numpy()
+        costs = [self._costs(s) for s in sets]
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
         # A diverged model has no best assignment; any will do, since the loop stops at its loss.
-        cost = np.nan_to_num(cost, nan=0.0, posinf=0.0, neginf=0.0)
-        pairs, start = [], 0
-        for image, size in enumerate(sizes):
-            for layer in range(len(cost)):
-                query, target = linear_sum_assignment(cost[layer, :, start : start + size])
-                pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target + start)))
-            start += size
-        index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
-        return Matching(*index.to(pred_logits.device, non_blocking=True))
+        flat = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
+        parts = np.split(flat, np.cumsum([cost.numel() for cost in costs])[:-1])
+        device = sets[0].logits.device
+        return [_assign(part.reshape(c.shape), s.targets, device) for part, c, s in zip(parts, costs, sets, strict=True)]
+
+    def _costs(self, s: PredictedSet) -> Tensor:
+        """(L, Q, T)."""
+        costs = [self._cost(s.logits[:, i], s.boxes[:, i], t["labels"], t["boxes"]) for i, t in enumerate(s.targets)]
+        if s.allowed is not None:
+            costs = [cost.masked_fill(~s.allowed[i, :, None], FORBIDDEN) for i, cost in enumerate(costs)]
+        return torch.cat(costs, dim=-1)
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
         """One image: logits (L, Q, C), boxes (L, Q, 4), its n objects -> (L, Q, n)."""
@@ -81,3 +104,17 @@ class HungarianMatcher:
         cost_giou = -generalized_box_iou(corners, target_corners)
         geometry = self.cost_bbox * cost_bbox + self.cost_giou * cost_giou
         return self.cost_class * cost_class + geometry.view(layers, queries, -1)
+
+
+def _assign(cost: np.ndarray, targets: list[dict], device: torch.device) -> Matching:
+    """cost (L, Q, T) -> the pairs of least cost, of each layer and image."""
+    pairs, start = [], 0
+    for image, size in enumerate(len(t["labels"]) for t in targets):
+        for layer, costs in enumerate(cost[:, :, start : start + size]):
+            query, target = linear_sum_assignment(costs)
+            found = costs[query, target] < FORBIDDEN / 2  # else there were too few predictions
+            query, target = query[found], target[found] + start
+            pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
+        start += size
+    index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
+    return Matching(*index.to(device, non_blocking=True))

@@ -26,19 +26,25 @@ def sine_embedding(position: Tensor, num_feats: int, temperature: float = 10000.
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sine embedding of the normalised row and column of each pixel, counted over valid pixels only (DETR)."""
+    """Sine embedding of the normalised row and column of each pixel, counted over valid pixels only (DETR).
 
-    def __init__(self, hidden_dim: int):
+    Args:
+        hidden_dim: d.
+        shift: added to the counts, which start with 1: Deformable DETR's -0.5 leads to the pixels' centres.
+    """
+
+    def __init__(self, hidden_dim: int, shift: float = 0.0):
         super().__init__()
         self.num_feats = hidden_dim // 2
+        self.shift = shift
 
     def forward(self, mask: Tensor) -> Tensor:
         """mask (B, H, W) bool, True = padding -> (B, H, W, d), the row's features first."""
         valid = ~mask
         y = valid.cumsum(1, dtype=torch.float32)
         x = valid.cumsum(2, dtype=torch.float32)
-        y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
-        x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+        y = (y + self.shift) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
+        x = (x + self.shift) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
         return torch.cat((sine_embedding(y, self.num_feats), sine_embedding(x, self.num_feats)), dim=-1)
 
 

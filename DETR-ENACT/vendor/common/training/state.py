@@ -41,7 +41,9 @@ class TrainingState:
         self.args, self.accelerator, self.description = args, accelerator, description
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         groups = group_parameters(model, parameter_groups)
-        optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay, fused=True)
+        common = {"lr": args.lr, "weight_decay": args.weight_decay, "fused": True}
+        with_momentum = getattr(args, "sgd", False)  # an option of some detectors
+        optimizer = torch.optim.SGD(groups, momentum=0.9, **common) if with_momentum else torch.optim.AdamW(groups, **common)
         self.lr_scheduler = StepLR(optimizer, args.lr_drop)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
