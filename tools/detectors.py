@@ -7,18 +7,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Behind everything else, so that their `vendor`, `tests` and `main` hide nothing.
-sys.path.extend(str(ROOT / folder) for folder in ("DETR-ENACT", "Conditional-DETR-ENACT", "Anchor-DETR-ENACT", "Sparse-DETR"))
+FOLDERS = ("DETR-ENACT", "Conditional-DETR-ENACT", "Anchor-DETR-ENACT", "Sparse-DETR", "DAC-DETR")
+sys.path.extend(str(ROOT / folder) for folder in FOLDERS)
 
 import anchor_detr
 import conditional_detr
+import dac_detr
 import detr
 import sparse_detr
 from common.cli.options import parse
 from common.detector import Detector
 
-DETECTORS: dict[str, Detector] = {
-    detector.name: detector for detector in (detr.DETECTOR, conditional_detr.DETECTOR, anchor_detr.DETECTOR, sparse_detr.DETECTOR)
-}
+PACKAGES = (detr, conditional_detr, anchor_detr, sparse_detr, dac_detr)
+DETECTORS: dict[str, Detector] = {package.DETECTOR.name: package.DETECTOR for package in PACKAGES}
 # Those that ENACT is in.
 CLUSTERED = tuple(name for name, detector in DETECTORS.items() if "clustering" in detector.changeable)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.models.backbone import Backbone
-from common.models.layers import MLP, in_full_precision
+from common.models.layers import build_heads, in_full_precision
 from common.models.model import DetectionModel
 from common.models.transformer import TransformerOptions
 
@@ -111,13 +111,8 @@ class Transformer(nn.Module):
             self.adapt_pos1d = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), nn.Linear(d_model, d_model))
         self.decoupled = decoupled
 
-        class_embed, bbox_embed = nn.Linear(d_model, num_classes), MLP(d_model, d_model, 4, num_layers=3)
-        nn.init.constant_(class_embed.bias, -math.log(99))  # every class starts with probability 0.01
-        nn.init.zeros_(bbox_embed.layers[-1].weight)
-        nn.init.zeros_(bbox_embed.layers[-1].bias)
-        nn.init.constant_(bbox_embed.layers[-1].bias[2:], -2.0)  # and every box small
-        self.class_embed = nn.ModuleList([class_embed] * options.dec_layers)  # one module: the published weights repeat it
-        self.bbox_embed = nn.ModuleList([bbox_embed] * options.dec_layers)
+        self.class_embed, self.bbox_embed = build_heads(d_model, num_classes, options.dec_layers, separate=False)
+        nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)  # every box starts small
 
     def forward(self, src: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """src (B, S, d, H, W), mask (B, H, W) bool with True = padding -> logits (L, B, Q, C), boxes (L, B, Q, 4) in [0, 1]."""

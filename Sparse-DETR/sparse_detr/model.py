@@ -4,23 +4,20 @@ Shapes: L decoder layers, E encoder layers with heads, B images, N tokens of S f
 C classes, d features; level l has H_l x W_l pixels.
 """
 
-import math
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.models.backbone import Backbone, resize_mask
-from common.models.layers import MLP, in_full_precision
-from common.models.levels import Levels, flatten_levels
+from common.models.backbone import Backbone
+from common.models.layers import build_heads, in_full_precision
+from common.models.levels import InputProjections, Levels, flatten_levels
 from common.models.model import DetectionModel
 from common.models.positions import PositionEmbeddingSine
 
 from .scoring import Selection
 from .transformer import Transformer
 
-GROUPS = 32  # of the norm behind the input projections
 ABSENT = -20.0  # logit of the classes of a query that stands for no token
 
 
@@ -43,7 +40,7 @@ class SparseDETR(DetectionModel):
         self.aux_loss, self.use_enc_aux_loss = aux_loss, use_enc_aux_loss
         # The names of the published weights, as with all that follows.
         self.backbone = nn.ModuleList([backbone, PositionEmbeddingSine(d_model, shift=-0.5)])
-        self.input_proj = _projections(backbone.num_channels, d_model, options.num_feature_levels)
+        self.input_proj = InputProjections(backbone.num_channels, d_model, options.num_feature_levels)
         self.transformer = transformer
         if not options.two_stage:
             self.query_embed = nn.Embedding(options.num_queries, 2 * d_model)
@@ -51,32 +48,14 @@ class SparseDETR(DetectionModel):
         self.decoder_heads = len(transformer.decoder.layers)
         encoder_heads = len(transformer.encoder.layers) - 1 if use_enc_aux_loss else 0
         number = self.decoder_heads + options.two_stage + encoder_heads
-        class_embed, bbox_embed = nn.Linear(d_model, num_classes), MLP(d_model, d_model, 4, num_layers=3)
-        nn.init.constant_(class_embed.bias, -math.log(99))  # every class starts with probability 0.01
-        for parameter in bbox_embed.layers[-1].parameters():
-            nn.init.zeros_(parameter)
         separate = options.with_box_refine or use_enc_aux_loss
-        self.class_embed, self.bbox_embed = (
-            nn.ModuleList([deepcopy(head) if separate else head for _ in range(number)]) for head in (class_embed, bbox_embed)
-        )
+        self.class_embed, self.bbox_embed = build_heads(d_model, num_classes, number, separate)
         if not options.two_stage:
             nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)  # small boxes around the reference points
 
     def forward(self, images: Tensor, mask: Tensor, targets: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """See :class:`DetectionModel`; beside that as :meth:`detect`. The targets are not looked at."""
-        return self.detect(self.project(self.backbone[0](images, mask), mask))
-
-    def project(self, features: list[tuple[Tensor, Tensor]], mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The backbone's features and their masks, and the full-size mask (B, H0, W0) -> (B, d, H_l, W_l) and mask of each level.
-
-        The levels behind the backbone's halve the last one: the first of them its features, the others the level before.
-        """
-        levels = [(proj(src), level_mask) for proj, (src, level_mask) in zip(self.input_proj, features)]
-        last = features[-1][0]
-        for proj in self.input_proj[len(features) :]:
-            last = proj(last)
-            levels.append((last, resize_mask(mask, last.shape[-2:])))
-        return levels
+        return self.detect(self.input_proj(self.backbone[0](images, mask), mask))
 
     def detect(self, features: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         """Detects in projected features.
@@ -96,7 +75,7 @@ class SparseDETR(DetectionModel):
         memory, updated = transformer.encoder(levels, selection)
         if transformer.options.two_stage:
             head = self.decoder_heads
-            queries = transformer.propose(memory, levels, self.class_embed[head], self.bbox_embed[head])
+            queries = transformer.proposed_queries(memory, levels, self.class_embed[head], self.bbox_embed[head])
         else:
             queries = transformer.learned_queries(self.query_embed.weight, levels)
         decoded = transformer.decode(queries, memory, levels, self.bbox_embed)
@@ -130,14 +109,3 @@ class SparseDETR(DetectionModel):
             "pred_logits": torch.stack([class_embed(x) for class_embed, _, x in heads]),
             "pred_boxes": torch.stack([(in_full_precision(bbox_embed, x) + proposals).sigmoid() for _, bbox_embed, x in heads]),
         }
-
-
-def _projections(channels: list[int], d_model: int, num_levels: int) -> nn.ModuleList:
-    """Convolution and norm of each level: 1 x 1 of the backbone's stages, 3 x 3 with stride 2 of those behind them."""
-    convolutions = [nn.Conv2d(n, d_model, kernel_size=1) for n in channels]
-    for n in [channels[-1], *[d_model] * num_levels][: num_levels - len(channels)]:
-        convolutions.append(nn.Conv2d(n, d_model, kernel_size=3, stride=2, padding=1))
-    for convolution in convolutions:
-        nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.bias)
-    return nn.ModuleList(nn.Sequential(convolution, nn.GroupNorm(GROUPS, d_model)) for convolution in convolutions)

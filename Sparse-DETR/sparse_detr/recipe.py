@@ -1,36 +1,32 @@
 """Deformable DETR and Sparse DETR: their options, the published recipe as defaults, the demo, and how they are built from them."""
 
 import math
-import re
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from functools import partial
 from typing import Any
 
 from common.cli.arguments import DEMO, Parser, number
+from common.cli.deformable import (
+    DEFORMABLE_ARCHITECTURE,
+    add_deformable_options,
+    build_levels,
+    check_levels,
+    parameter_rates,
+)
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
 from common.evaluation.postprocess import sigmoid_detections
 from common.losses.matching import HungarianMatcher
 from common.losses.set_losses import FocalLoss
-from common.models.backbone import build_backbone
 from common.models.transformer import build_transformer_options
 
 from .checkpoint import adapt, export, reveal
 from .criterion import SparseCriterion
-from .model import GROUPS, SparseDETR
+from .model import SparseDETR
 from .pictures import pictures
 from .transformer import DeformableOptions, Transformer
 
-BACKBONE_LEVELS = 3  # the most; further ones follow behind
 PUBLISHED_BATCH = 16  # images per step that the learning rates are made for
-
-
-def levels(text: str) -> int:
-    """An argparse type: 1, 3, or more."""
-    value = number(int, 1)(text)
-    if value == 2:
-        raise ArgumentTypeError("'2' is not possible: 1 takes the last stage, 3 the last three stages, more add levels behind them")
-    return value
 
 
 def share(text: str) -> float:
@@ -42,18 +38,12 @@ def share(text: str) -> float:
 
 
 def add_arguments(parser: Parser) -> None:
-    positive, switch = number(int, 1), {"action": BooleanOptionalAction, "default": False}
-    own = parser.add_argument_group("Deformable DETR")
+    switch = {"action": BooleanOptionalAction, "default": False}
+    add_deformable_options(parser)
+    own = parser.add_argument_group("Deformable DETR's queries")
     own.add_argument("--with_box_refine", **switch, help="each decoder layer refines the boxes of the one before")
     own.add_argument("--two_stage", **switch, help="the encoder proposes the queries; needs --with_box_refine")
-    own.add_argument("--num_queries", type=positive, default=300, help="most objects found (default: %(default)s)")
-    own.add_argument("--num_feature_levels", type=levels, default=4, metavar="1|3|4|...", help="default: %(default)s")
-    own.add_argument("--enc_n_points", type=positive, default=4, help="points per head and level (default: %(default)s)")
-    own.add_argument("--dec_n_points", type=positive, default=4, help="the same in the decoder (default: %(default)s)")
-    own.add_argument("--focal_alpha", type=number(float, 0), default=0.25, help="of the class loss (default: %(default)s)")
-    own.add_argument("--lr_linear_proj_names", nargs="*", default=["reference_points", "sampling_offsets"], metavar="NAME")
-    own.add_argument("--lr_linear_proj_mult", type=number(float, 0), default=0.1, help="of --lr, for weights with these names")
-    own.add_argument("--sgd", **switch, help="SGD with momentum 0.9 instead of AdamW")
+    own.add_argument("--num_queries", type=number(int, 1), default=300, help="most objects found (default: %(default)s)")
 
     own = parser.add_argument_group("Efficient DETR")
     own.add_argument("--eff_query_init", **switch, help="with --two_stage: queries start as the proposed tokens")
@@ -93,18 +83,14 @@ def check(args: Namespace) -> None:
         raise UserError("--no_aux_loss leaves the heads of --with_box_refine and --use_enc_aux_loss untrained: choose one")
     if args.use_enc_aux_loss and args.enc_layers == 1:
         raise UserError("--use_enc_aux_loss is for encoder layers before the last: pass --enc_layers of at least 2 or leave it out")
-    if args.hidden_dim % GROUPS:
-        raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by {GROUPS}, the groups of the input projection's norm")
-    if args.num_feature_levels > 1 and args.last_stage < BACKBONE_LEVELS:
-        raise UserError(f"--num_feature_levels {args.num_feature_levels} takes the three stages up to --last_stage: pass 3 or 4")
+    check_levels(args)
 
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> SparseDETR:
     check(args)
     names = ("num_feature_levels", "enc_n_points", "dec_n_points", "num_queries", "with_box_refine", "two_stage", "eff_query_init")
     options = DeformableOptions(**{name: getattr(args, name) for name in (*names, "eff_specific_head", "rho")})
-    first = args.last_stage - BACKBONE_LEVELS if args.num_feature_levels > 1 else args.last_stage - 1
-    backbone = build_backbone(args, load_backbone, [f"layer{stage + 1}" for stage in range(first, args.last_stage)])
+    backbone = build_levels(args, load_backbone)
     transformer = Transformer(build_transformer_options(args), options)
     return SparseDETR(backbone, transformer, num_classes, not args.no_aux_loss, args.use_enc_aux_loss)
 
@@ -122,13 +108,11 @@ def build_losses(args: Namespace, num_classes: int) -> SparseCriterion:
 
 def parameter_groups(args: Namespace, images_per_step: int) -> list[tuple[str, float]]:
     """The published rates are for 16 images per step, and go with the square root of their number."""
-    scale = math.sqrt(images_per_step / PUBLISHED_BATCH)
-    slow = [(re.escape(name), scale * args.lr * args.lr_linear_proj_mult) for name in args.lr_linear_proj_names]
-    return [*slow, (r"backbone\.0", scale * args.lr_backbone), ("", scale * args.lr)]
+    return parameter_rates(args, math.sqrt(images_per_step / PUBLISHED_BATCH))
 
 
 OWN_ARCHITECTURE = (
-    *("num_feature_levels", "enc_n_points", "dec_n_points"),
+    *DEFORMABLE_ARCHITECTURE,
     *("with_box_refine", "two_stage", "eff_query_init", "eff_specific_head", "use_enc_aux_loss"),
 )
 DEMO_OPTIONS: dict[str, Any] = {

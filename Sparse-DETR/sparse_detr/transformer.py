@@ -3,19 +3,21 @@
 Shapes: B images, N tokens of S feature levels, k selected ones, Q queries, L decoder layers, C classes, d features.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from common.models.deformable_attention import DeformableAttention
-from common.models.deformable_transformer import Decoded, DeformableDecoder, DeformableEncoderLayer
+from common.models.deformable_transformer import (
+    Decoded,
+    DeformableDecoder,
+    DeformableEncoderLayer,
+    DeformableTransformer,
+    rows,
+)
 from common.models.layers import in_full_precision
 from common.models.levels import Levels
-from common.models.positions import sine_embedding
 from common.models.transformer import TransformerOptions
 
 from .scoring import ScoringNetwork, Selection, select
@@ -64,7 +66,7 @@ class Queries(NamedTuple):
     proposals: dict[str, Tensor] | None = None
 
 
-class Transformer(nn.Module):
+class Transformer(DeformableTransformer):
     """Encoder and decoder; the heads are the model's, which hands them in.
 
     Args:
@@ -73,41 +75,29 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, options: TransformerOptions, deformable: DeformableOptions):
-        super().__init__()
-        d_model = self.d_model = options.d_model
+        d_model, levels = options.d_model, deformable.num_feature_levels
+        width = d_model if deformable.eff_query_init else 2 * d_model
+        super().__init__(
+            encoder=SparseEncoder(options, levels, deformable.enc_n_points),
+            decoder=DeformableDecoder(options, levels, deformable.dec_n_points, deformable.with_box_refine),
+            d_model=d_model,
+            num_levels=levels,
+            query_width=width if deformable.two_stage else 0,
+        )
         self.options = deformable
-        levels = deformable.num_feature_levels
-        self.level_embed = nn.Parameter(torch.empty(levels, d_model))
-        self.encoder = SparseEncoder(options, levels, deformable.enc_n_points)
-        self.decoder = DeformableDecoder(options, levels, deformable.dec_n_points, deformable.with_box_refine)
-        if deformable.two_stage:
-            self.enc_output = nn.Linear(d_model, d_model)
-            self.enc_output_norm = nn.LayerNorm(d_model)
-            width = d_model if deformable.eff_query_init else 2 * d_model
-            self.pos_trans = nn.Linear(2 * d_model, width)
-            self.pos_trans_norm = nn.LayerNorm(width)
-        else:
+        if not deformable.two_stage:
             self.reference_points = nn.Linear(d_model, 2)
         if deformable.rho:
             self.enc_mask_predictor = ScoringNetwork(d_model)
-        self._reset_parameters()
-
-    def _reset_parameters(self) -> None:
-        for p in self.parameters():
-            if p.dim() > 1:
-                nn.init.xavier_uniform_(p)
-        for module in self.modules():
-            if isinstance(module, DeformableAttention):
-                module.reset_parameters()
-        if not self.options.two_stage:
+        self.reset_parameters()
+        if not deformable.two_stage:
             nn.init.zeros_(self.reference_points.bias)
-        nn.init.normal_(self.level_embed)
 
     def select(self, levels: Levels) -> Selection | None:
         """The tokens that the encoder will update; None for all."""
         if not self.options.rho:
             return None
-        scores = self.enc_mask_predictor(self._encode_proposals(levels.src + levels.pos, levels), levels.mask)
+        scores = self.enc_mask_predictor(self.encode_proposals(levels.src + levels.pos, levels), levels.mask)
         return select(scores, levels.mask, self.options.rho)
 
     def learned_queries(self, query_embed: Tensor, levels: Levels) -> Queries:
@@ -115,40 +105,20 @@ class Transformer(nn.Module):
         query_pos, tgt = (x.expand(len(levels.src), -1, -1) for x in query_embed.chunk(2, dim=1))
         return Queries(tgt, query_pos, in_full_precision(self.reference_points, query_pos).sigmoid())
 
-    def propose(self, memory: Tensor, levels: Levels, class_embed: nn.Module, bbox_embed: nn.Module) -> Queries:
-        """Two-stage: the tokens with the best scores become queries. Padding never does before anything else."""
-        m = self._encode_proposals(memory, levels)
-        logits = class_embed(m).float()
-        score = (logits.amax(-1) if self.options.eff_specific_head else logits[..., 0]).detach()
-        score = score.masked_fill(~levels.valid, torch.finfo(score.dtype).min).masked_fill(levels.mask, -torch.inf)
-        best = score.topk(min(self.options.num_queries, score.shape[1]), dim=1).indices
-
-        def rows(x: Tensor) -> Tensor:
-            return x.gather(1, best[..., None].expand(-1, -1, x.shape[-1]))
-
-        proposals = None
-        if self.training:
-            boxes = in_full_precision(bbox_embed, m) + levels.proposals
-            proposals = {"pred_logits": logits[None], "pred_boxes": boxes.sigmoid()[None]}
-            reference = rows(boxes)
-        else:
-            reference = in_full_precision(bbox_embed, rows(m)) + rows(levels.proposals)
-        reference = reference.detach().sigmoid()
-        embedded = sine_embedding(reference * 2 * math.pi, self.d_model // 2).flatten(-2)
-        query_pos = self.pos_trans_norm(self.pos_trans(embedded))
+    def proposed_queries(self, memory: Tensor, levels: Levels, class_embed: nn.Module, bbox_embed: nn.Module) -> Queries:
+        """Two-stage: the tokens with the best scores become queries."""
+        number, specific = self.options.num_queries, self.options.eff_specific_head
+        chosen = self.propose(memory, levels, class_embed, bbox_embed, number, specific)
+        query_pos = self.embed_boxes(chosen.reference)
         if self.options.eff_query_init:
-            tgt = rows(memory)
+            tgt = rows(memory, chosen.tokens)
         else:
             query_pos, tgt = query_pos.chunk(2, dim=-1)
-        return Queries(tgt, query_pos, reference, levels.mask.gather(1, best), proposals)
+        return Queries(tgt, query_pos, chosen.reference.sigmoid(), chosen.absent, chosen.predictions)
 
     def decode(self, queries: Queries, memory: Tensor, levels: Levels, bbox_embed: Sequence[nn.Module]) -> Decoded:
         """The decoder's outputs, boxes and attention."""
         return self.decoder(queries.tgt, queries.query_pos, queries.reference, memory, levels, bbox_embed, queries.absent)
-
-    def _encode_proposals(self, memory: Tensor, levels: Levels) -> Tensor:
-        """memory (B, N, d) -> (B, N, d); tokens without a valid proposal become one constant vector."""
-        return self.enc_output_norm(self.enc_output(memory.masked_fill(~levels.valid[..., None], 0.0)))
 
 
 class SparseEncoder(nn.Module):

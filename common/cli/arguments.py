@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from ..models.backbone import BACKBONES
+from ..models.backbone import BACKBONES, backbone_name
 
 # What every detector's small model for --demo has in common.
 DEMO = {
@@ -127,7 +127,7 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     positive = number(int, 1)
-    group.add_argument("--backbone", type=lambda text: text.replace("-", "_"), choices=BACKBONES)
+    group.add_argument("--backbone", type=backbone_name, choices=BACKBONES)
     group.add_argument("--backbone_weights", default="default", metavar="default|none|PATH", help="ImageNet weights or none")
     group.add_argument("--dilation", action=BooleanOptionalAction, help="dilate the last stage (DC5)")
     group.add_argument("--last_stage", type=int, choices=(2, 3, 4), default=4, help="ResNet stage whose features are used: 4 is C5")

@@ -62,6 +62,7 @@ def set_losses(
     *,
     class_loss: Callable[[Tensor, Matching, Tensor], Tensor],
     divisors: Divisors,
+    pair_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """``loss_ce``, ``loss_bbox`` (L1) and ``loss_giou`` (L,) of every layer.
 
@@ -71,6 +72,7 @@ def set_losses(
         targets: per image ``labels`` (n,) and ``boxes`` (n, 4).
         class_loss: :class:`FocalLoss`, :class:`CrossEntropy`, or what else maps logits, pairs and their labels to (L,).
         divisors: of the sums.
+        pair_weights: (K,) of the pairs in the losses of boxes, where they do not count alike.
     """
     labels = torch.cat([t["labels"] for t in targets])[matching.target]
     target_boxes = torch.cat([t["boxes"] for t in targets])[matching.target]
@@ -81,6 +83,7 @@ def set_losses(
     giou = torch.vmap(generalized_box_iou)(corners, target_corners).flatten()
 
     def per_layer(loss: Tensor) -> Tensor:
+        loss = loss if pair_weights is None else pair_weights * loss
         return loss.new_zeros(len(boxes)).index_add(0, matching.layer, loss) / divisors.boxes
 
     return {

@@ -15,7 +15,6 @@ from tests.equal_sizes import equal_sizes
 SCRIPT = Path(equal_sizes.__code__.co_filename)
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT)
 LR = 1e-4
-SPARSE = "Sparse-DETR"
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +77,18 @@ def test_two_processes_train_as_one(one, options, tmp_path):
     assert not torch.equal(first, second), "they drop out differently"
 
 
-def test_losses_of_images_and_tokens_are_shared_out_as_well(recipe, tmp_path):
-    """Sparse DETR's own losses are divided by objects and by images of the whole step, too.
+@pytest.mark.parametrize(
+    ("detector", "argv"), [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",))], ids=lambda p: p[0]
+)
+def test_losses_of_other_branches_are_shared_out_as_well(detector, argv, recipe, tmp_path):
+    """Those of proposals, of scores and of one-to-many pairs are divided by objects and images of the whole step, too.
 
     Its steps move a weight by 3e-4 in all; a few weights with gradients near zero amplify the rounding.
     """
-    options = (*tiny(SPARSE), *VARIANTS[SPARSE]["sparse"], *recipe)
-    run_command(*TWO_PROCESSES, SPARSE, *options, "--batch_size", 2, "--output_dir", tmp_path / "two")
+    options = (*tiny(detector), *argv, *recipe)
+    run_command(*TWO_PROCESSES, detector, *options, "--batch_size", 2, "--output_dir", tmp_path / "two")
     with equal_sizes():
-        assert run_here(SPARSE, *options, "--batch_size", 4, "--output_dir", tmp_path / "one") == 0
+        assert run_here(detector, *options, "--batch_size", 4, "--output_dir", tmp_path / "one") == 0
     assert_trained_alike(tmp_path / "two", tmp_path / "one", tolerance=3e-5)
 
 

@@ -67,6 +67,8 @@ class Detector:
         plain: values of such options with which the model lacks its ``optional_weights``. ``--finetune`` does not take them over
             from a checkpoint: that of a plain model is a warm start.
         optional_weights: parts of the names of weights that a plain model lacks.
+        renewable: parts of the names of weights that may start anew with ``--finetune``: their shape follows the number of
+            classes, or files that it starts from lack them.
         fresh: options with which a model may start from weights without them (``--finetune``): -> parts of the names of weights
             that start anew then.
         told: options that no weights tell though they belong to some: -> a part of these weights' names. Their checkpoints, or
@@ -91,6 +93,7 @@ class Detector:
     changeable: tuple[str, ...] = ()
     plain: Mapping[str, Any] = field(default_factory=dict)
     optional_weights: tuple[str, ...] = ()
+    renewable: tuple[str, ...] = ("class_embed",)
     fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
     parameter_groups: Callable[[Namespace, int], list[tuple[str, float]]] = backbone_and_rest

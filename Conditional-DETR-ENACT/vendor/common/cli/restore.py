@@ -65,7 +65,7 @@ def build_model(
     state_dict = detector.adapt(checkpoint["model"], args.nheads)
     may_be_new: tuple[str, ...] = ()
     if args.finetune:
-        may_be_new = ("class_embed", *detector.optional_weights, *checkpoint.get("fresh", ()))
+        may_be_new = (*detector.renewable, *detector.optional_weights, *checkpoint.get("fresh", ()))
     elif args.eval or args.predict:  # with an encoder that the user chose, whatever it was trained with
         is_plain = not any(part in name for name in state_dict for part in detector.optional_weights)
         becomes_plain = any(getattr(args, name) == value for name, value in detector.plain.items())

@@ -73,20 +73,32 @@ class HungarianMatcher:
 
         The costs leave the device in one transfer, whatever the number of sets and layers.
         """
-        costs = [self._costs(s) for s in sets]
-        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        # A diverged model has no best assignment; any will do, since the loop stops at its loss.
-        flat = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0)
-        parts = np.split(flat, np.cumsum([cost.numel() for cost in costs])[:-1])
-        device = sets[0].logits.device
-        return [_assign(part.reshape(c.shape), s.targets, device) for part, c, s in zip(parts, costs, sets, strict=True)]
+        costs = fetch([self.costs(s) for s in sets])
+        return [self.assign(cost, s.targets, s.logits.device) for cost, s in zip(costs, sets, strict=True)]
 
-    def _costs(self, s: PredictedSet) -> Tensor:
-        """(L, Q, T)."""
+    @torch.no_grad()
+    def costs(self, s: PredictedSet) -> Tensor:
+        """Of every pair, (L, Q, T), the objects image after image."""
         costs = [self._cost(s.logits[:, i], s.boxes[:, i], t["labels"], t["boxes"]) for i, t in enumerate(s.targets)]
         if s.allowed is not None:
             costs = [cost.masked_fill(~s.allowed[i, :, None], FORBIDDEN) for i, cost in enumerate(costs)]
         return torch.cat(costs, dim=-1)
+
+    @staticmethod
+    def assign(cost: np.ndarray, targets: list[dict], device: torch.device) -> Matching:
+        """cost (L, Q, T) on the host -> the pairs of least cost, of each layer and image."""
+        # A diverged model has no best assignment; any will do, since the loop stops at its loss.
+        cost = np.nan_to_num(cost, nan=0.0, posinf=0.0, neginf=0.0)
+        pairs, start = [], 0
+        for image, size in enumerate(len(t["labels"]) for t in targets):
+            for layer, costs in enumerate(cost[:, :, start : start + size]):
+                query, target = linear_sum_assignment(costs)
+                found = costs[query, target] < FORBIDDEN / 2  # else there were too few predictions
+                query, target = query[found], target[found] + start
+                pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
+            start += size
+        index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
+        return Matching(*index.to(device, non_blocking=True))
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
         """One image: logits (L, Q, C), boxes (L, Q, 4), its n objects -> (L, Q, n)."""
@@ -106,15 +118,8 @@ class HungarianMatcher:
         return self.cost_class * cost_class + geometry.view(layers, queries, -1)
 
 
-def _assign(cost: np.ndarray, targets: list[dict], device: torch.device) -> Matching:
-    """cost (L, Q, T) -> the pairs of least cost, of each layer and image."""
-    pairs, start = [], 0
-    for image, size in enumerate(len(t["labels"]) for t in targets):
-        for layer, costs in enumerate(cost[:, :, start : start + size]):
-            query, target = linear_sum_assignment(costs)
-            found = costs[query, target] < FORBIDDEN / 2  # else there were too few predictions
-            query, target = query[found], target[found] + start
-            pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
-        start += size
-    index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
-    return Matching(*index.to(device, non_blocking=True))
+def fetch(numbers: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tensors of one device on the host, in one transfer."""
+    flat = torch.cat([x.detach().flatten() for x in numbers]).cpu().numpy()
+    parts = np.split(flat, np.cumsum([x.numel() for x in numbers])[:-1])
+    return [part.reshape(x.shape) for part, x in zip(parts, numbers, strict=True)]

@@ -1,5 +1,8 @@
 """Small layers that the detectors share."""
 
+import math
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +20,27 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+def build_heads(d_model: int, num_classes: int, number: int, separate: bool) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Class heads and box heads of sigmoid detectors: a class starts with probability 0.01, the last layer of a box head at zero.
+
+    Args:
+        number: how many of each.
+        separate: whether they are copies; else one module stands at every place, and the published weights repeat it.
+    """
+    class_embed, bbox_embed = nn.Linear(d_model, num_classes), MLP(d_model, d_model, 4, num_layers=3)
+    nn.init.constant_(class_embed.bias, -math.log(99))
+    for parameter in bbox_embed.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    heads = (class_embed, bbox_embed)
+    return tuple(nn.ModuleList([deepcopy(head) if separate else head for _ in range(number)]) for head in heads)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """log(x / (1 - x)) of x in [0, 1], numerator and denominator at least ``eps``."""
+    x = x.clamp(0, 1)
+    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
 def in_full_precision(module: nn.Module, x: Tensor) -> Tensor:

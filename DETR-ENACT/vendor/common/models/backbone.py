@@ -27,7 +27,15 @@ BLOCKS = {  # of the ResNets, per stage, and whether they are bottlenecks
     "resnet101": ((3, 4, 23, 3), True),
 }
 BACKBONES = (*BLOCKS, *SWINS)
+# What the detectors' own repositories call them, with hyphens in the place of underscores, too.
+ALIASES = {"swin_tiny": "swin_t", "swin_small": "swin_s", "swin_large": "swin_l", "swin_large_window12": "swin_l_w12"}
 SCRL_NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def backbone_name(text: str) -> str:
+    """An argparse type: the name of a backbone as it is known here."""
+    name = text.replace("-", "_")
+    return ALIASES.get(name, name)
 
 
 class Backbone(nn.Module):
@@ -40,6 +48,8 @@ class Backbone(nn.Module):
             transformer the patch embedding and the first stage. Without pretrained weights everything is trained.
         layers: the stages to return, named as those of a ResNet.
         finetune_early_layers: train the stem and layer1, or the patch embedding and the first stage, of pretrained weights, too.
+        drop_path_rate: of a Swin transformer, its stochastic depth; by default that of its paper.
+        recompute: of a Swin transformer, see :class:`SwinBody`.
 
     Constant batch norm is folded into the convolutions, that of training without pretrained weights in evaluation.
 
@@ -55,13 +65,16 @@ class Backbone(nn.Module):
         layers: Sequence[str] = ("layer4",),
         *,
         finetune_early_layers: bool = False,
+        drop_path_rate: float | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         self.memory_format = torch.contiguous_format
         if name in SWINS and dilation:
             raise UserError(f"--dilation is for ResNets: pass --no-dilation with --backbone {name}")
         if name in SWINS:
-            self.body, width = SwinBody(SWINS[name], layers), SWINS[name].embed_dim
+            size = SWINS[name] if drop_path_rate is None else SWINS[name]._replace(stochastic_depth=drop_path_rate)
+            self.body, width = SwinBody(size, layers, recompute), size.embed_dim
         else:
             self.body, width = _resnet_body(name, dilation, frozen, layers)
         self.num_channels = [width * 2 ** (int(layer[-1]) - 1) for layer in layers]
@@ -146,7 +159,7 @@ def _dilate(stage: nn.Module) -> None:
 
 
 def _default_weights(name: str) -> dict[str, Tensor]:
-    if name in ("resnet10", "swin_l"):  # torchvision has none
+    if name in ("resnet10", "swin_l", "swin_l_w12"):  # torchvision has none
         raise UserError(f"there are no ImageNet weights for {name}: pass --backbone_weights none or a file")
     try:
         return torchvision.models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(check_hash=True)
@@ -192,7 +205,8 @@ def build_backbone(args: Namespace, load_weights: bool, layers: Sequence[str] = 
         args.dilation,
         frozen=pretrained,
         layers=layers or [f"layer{args.last_stage}"],
-        finetune_early_layers=getattr(args, "finetune_early_layers", False),  # an option of some detectors alone
+        # Options of some detectors alone.
+        **{name: getattr(args, name) for name in ("finetune_early_layers", "drop_path_rate", "recompute") if hasattr(args, name)},
     )
     if pretrained and load_weights:
         backbone.load_pretrained(args.backbone_weights, args.backbone)

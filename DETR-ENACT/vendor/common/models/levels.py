@@ -10,10 +10,47 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from .backbone import resize_mask
+
 # Proposals whose box comes closer than this to an end of [0, 1] are not valid: their logits would be too large.
 MARGIN = 0.01
 # The side of a proposal on the first level, as a share of the image; on each further level it is twice as large.
 PROPOSAL_SIDE = 0.05
+
+
+GROUPS = 32  # of the norm behind a projection
+
+
+class InputProjections(nn.ModuleList):
+    """From a backbone's stages to levels of d features: 1 x 1 convolutions, and behind the last stage further levels, each half of
+    the one before; group norms behind all.
+
+    Args:
+        channels: of the backbone's stages.
+        d_model: d, divisible by 32.
+        num_levels: L, at least as many as stages.
+    """
+
+    def __init__(self, channels: Sequence[int], d_model: int, num_levels: int):
+        convolutions = [nn.Conv2d(n, d_model, kernel_size=1) for n in channels]
+        for n in [channels[-1], *[d_model] * num_levels][: num_levels - len(channels)]:
+            convolutions.append(nn.Conv2d(n, d_model, kernel_size=3, stride=2, padding=1))
+        for convolution in convolutions:
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+        super().__init__(nn.Sequential(convolution, nn.GroupNorm(GROUPS, d_model)) for convolution in convolutions)
+
+    def forward(self, features: Sequence[tuple[Tensor, Tensor]], mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The backbone's features and their masks, and the full-size mask (B, H0, W0) -> (B, d, H_l, W_l) and mask of each level.
+
+        The first level behind the backbone sees its last features, the others the level before.
+        """
+        levels = [(proj(src), level_mask) for proj, (src, level_mask) in zip(self, features)]
+        last = features[-1][0]
+        for proj in list(self)[len(features) :]:
+            last = proj(last)
+            levels.append((last, resize_mask(mask, last.shape[-2:])))
+        return levels
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The layers of Deformable DETR's transformer (Zhu et al., ICLR 2021), and its decoder, which refines boxes layer by layer.
+"""The transformer of Deformable DETR (Zhu et al., ICLR 2021): its layers, its decoder, which refines boxes, and its proposals.
 
 Shapes: B images, N tokens of S feature levels, n of them, Q queries, L decoder layers, d features.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .deformable_attention import Attended, DeformableAttention
-from .layers import in_full_precision
+from .layers import in_full_precision, inverse_sigmoid
 from .levels import Levels
+from .positions import sine_embedding
 from .transformer import TransformerOptions
 
 
@@ -69,8 +71,20 @@ class DeformableDecoderLayer(nn.Module):
         self, tgt: Tensor, query_pos: Tensor, reference: Tensor, memory: Tensor, levels: Levels, absent: Tensor | None
     ) -> tuple[Tensor, Attended]:
         """tgt, query_pos (B, Q, d), reference (B, Q, S, 2 or 4), memory (B, N, d), absent (B, Q) -> (B, Q, d), where it looked."""
+        return self.attend_memory(self.attend_queries(tgt, query_pos, absent), query_pos, reference, memory, levels)
+
+    def attend_queries(
+        self, tgt: Tensor, query_pos: Tensor, absent: Tensor | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """The first part: self-attention. absent (B, Q) and attn_mask (Q, Q) are bool, True = not seen."""
         q = tgt + query_pos
-        tgt = self.norm2(tgt + self.dropout2(self.self_attn(q, q, tgt, key_padding_mask=absent, need_weights=False)[0]))
+        attended, _ = self.self_attn(q, q, tgt, key_padding_mask=absent, attn_mask=attn_mask, need_weights=False)
+        return self.norm2(tgt + self.dropout2(attended))
+
+    def attend_memory(
+        self, tgt: Tensor, query_pos: Tensor, reference: Tensor, memory: Tensor, levels: Levels
+    ) -> tuple[Tensor, Attended]:
+        """The second part: attention to the memory, feed-forward network; the queries do not see each other."""
         out, attended = self.cross_attn(tgt + query_pos, reference, memory, levels.mask, levels.shapes)
         tgt = self.norm1(tgt + self.dropout1(out))
         return self.norm3(tgt + self.dropout4(self.linear2(self.dropout3(F.relu(self.linear1(tgt)))))), attended
@@ -127,7 +141,7 @@ class DeformableDecoder(nn.Module):
         for layer, head in zip(self.layers, bbox_embed):
             tgt, looked = layer(tgt, query_pos, levels.in_maps(reference), memory, levels, absent)
             box = in_full_precision(head, tgt)
-            anchor = torch.logit(reference, eps=1e-5)
+            anchor = inverse_sigmoid(reference)
             box = (box + F.pad(anchor, (0, box.shape[-1] - anchor.shape[-1]))).sigmoid()
             hs.append(tgt)
             boxes.append(box)
@@ -135,3 +149,92 @@ class DeformableDecoder(nn.Module):
             if self.refine:
                 reference = box.detach()
         return Decoded(torch.stack(hs), torch.stack(boxes), attended)
+
+
+class Proposals(NamedTuple):
+    """The tokens with the best scores, best first.
+
+    Attributes:
+        tokens: (B, Q) their indices.
+        reference: (B, Q, 4) the logits of their boxes, without a gradient.
+        absent: (B, Q) bool, those that are padding, as the image has fewer tokens than Q.
+        predictions: in training those of all tokens, ``pred_logits`` (1, B, N, C) and ``pred_boxes`` (1, B, N, 4).
+    """
+
+    tokens: Tensor
+    reference: Tensor
+    absent: Tensor
+    predictions: dict[str, Tensor] | None
+
+
+class DeformableTransformer(nn.Module):
+    """Encoder and decoder, the levels' embeddings, and what makes proposals of the encoder's tokens (two-stage).
+
+    The heads are the model's, which hands them in.
+
+    Args:
+        encoder, decoder: its parts.
+        d_model: d.
+        num_levels: S.
+        query_width: features that are made of a proposal's box; 0: there are no proposals.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, d_model: int, num_levels: int, query_width: int):
+        super().__init__()
+        self.d_model = d_model
+        self.level_embed = nn.Parameter(torch.empty(num_levels, d_model))
+        self.encoder = encoder
+        self.decoder = decoder
+        if query_width:
+            self.enc_output = nn.Linear(d_model, d_model)
+            self.enc_output_norm = nn.LayerNorm(d_model)
+            self.pos_trans = nn.Linear(2 * d_model, query_width)
+            self.pos_trans_norm = nn.LayerNorm(query_width)
+
+    def reset_parameters(self) -> None:
+        """The published start: Xavier uniform for all matrices, and what deformable attention and the levels have of their own."""
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.xavier_uniform_(p)
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+
+    def encode_proposals(self, memory: Tensor, levels: Levels) -> Tensor:
+        """memory (B, N, d) -> (B, N, d); tokens without a valid proposal become one constant vector."""
+        return self.enc_output_norm(self.enc_output(memory.masked_fill(~levels.valid[..., None], 0.0)))
+
+    def propose(
+        self, memory: Tensor, levels: Levels, class_embed: nn.Module, bbox_embed: nn.Module, number: int, with_classes: bool
+    ) -> Proposals:
+        """Chooses the best tokens; those without a valid proposal come behind all others, and padding behind them.
+
+        Args:
+            memory: (B, N, d).
+            number: Q, how many; N if there are fewer.
+            with_classes: a token's score is its best class's, else that of class 0.
+        """
+        m = self.encode_proposals(memory, levels)
+        logits = class_embed(m).float()
+        score = (logits.amax(-1) if with_classes else logits[..., 0]).detach()
+        score = score.masked_fill(~levels.valid, torch.finfo(score.dtype).min).masked_fill(levels.mask, -torch.inf)
+        tokens = score.topk(min(number, score.shape[1]), dim=1).indices
+        predictions = None
+        if self.training:
+            boxes = in_full_precision(bbox_embed, m) + levels.proposals
+            predictions = {"pred_logits": logits[None], "pred_boxes": boxes.sigmoid()[None]}
+            reference = rows(boxes, tokens)
+        else:
+            reference = in_full_precision(bbox_embed, rows(m, tokens)) + rows(levels.proposals, tokens)
+        return Proposals(tokens, reference.detach(), levels.mask.gather(1, tokens), predictions)
+
+    def embed_boxes(self, reference: Tensor) -> Tensor:
+        """The logits of boxes (B, Q, 4) -> (B, Q, query_width)."""
+        embedded = sine_embedding(reference.sigmoid() * 2 * math.pi, self.d_model // 2).flatten(-2)
+        return self.pos_trans_norm(self.pos_trans(embedded))
+
+
+def rows(x: Tensor, tokens: Tensor) -> Tensor:
+    """x (B, N, d) at tokens (B, Q) -> (B, Q, d)."""
+    return x.gather(1, tokens[..., None].expand(-1, -1, x.shape[-1]))

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torchvision.ops import StochasticDepth
 
@@ -38,6 +40,7 @@ SWINS = {
     "swin_s": Size(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3),
     "swin_b": Size(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5),
     "swin_l": Size(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.1),
+    "swin_l_w12": Size(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.2, window=12),
 }
 PATCH = 4
 
@@ -58,10 +61,12 @@ class SwinBody(nn.Module):
         size: of the network.
         layers: the stages to return, "layer1" (stride 4) to "layer4" (stride 32), as those of a ResNet; what lies behind the last
             of them is left out.
+        recompute: keep of each block its input alone, and run it again on the way back.
     """
 
-    def __init__(self, size: Size, layers: Sequence[str]):
+    def __init__(self, size: Size, layers: Sequence[str], recompute: bool = False):
         super().__init__()
+        self.recompute = recompute
         swin = SwinTransformer(
             patch_size=[PATCH, PATCH],
             embed_dim=size.embed_dim,
@@ -89,7 +94,9 @@ class SwinBody(nn.Module):
         x = self.patch_embed(F.pad(images, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H, W, C) from here on
         features = {}
         for stage, layer in enumerate(self.layers):
-            x = layer["blocks"](x)
+            for block in layer["blocks"]:
+                again = self.recompute and self.training and torch.is_grad_enabled()
+                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             if hasattr(self, f"norm{stage}"):
                 features[f"layer{stage + 1}"] = getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2)
             if "downsample" in layer:
