@@ -125,6 +125,8 @@ DEMO_OPTIONS: dict[str, Any] = {
     "rho": 0.3,
     "num_queries": 40,
     "num_feature_levels": 3,
+    "epochs": 6,
+    "lr_drop": 5,
 }
 
 DETECTOR = Detector(
