@@ -48,10 +48,12 @@ def one(options: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     shutil.rmtree(folder)
 
 
-def assert_trained_alike(a: Path, b: Path, tolerance: float = 1e-5) -> None:
-    """Equal weights to a tolerance, and equal losses; errors are means over batches and may differ."""
+def assert_trained_alike(a: Path, b: Path, outliers: float = 0.0) -> None:
+    """Equal weights to 1e-5, but for a share of outliers, and equal losses; errors are means over batches and may differ."""
     ours, theirs = (read_checkpoint(folder / "checkpoint.pth")["model"] for folder in (a, b))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    assert ours.keys() == theirs.keys()
+    apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    assert (apart > 1e-5).float().mean() <= outliers and apart.max() < LR
     log, other = (json.loads((folder / "log.txt").read_text()) for folder in (a, b))
     losses = {name: value for name, value in log.items() if name.startswith("train_loss")}
     assert losses == pytest.approx({name: other[name] for name in losses}, rel=1e-5)
@@ -78,18 +80,20 @@ def test_two_processes_train_as_one(one, options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("detector", "argv"), [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",))], ids=lambda p: p[0]
+    ("detector", "argv"),
+    [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",))],
+    ids=["Sparse-DETR", "DAC-DETR"],
 )
 def test_losses_of_other_branches_are_shared_out_as_well(detector, argv, recipe, tmp_path):
     """Those of proposals, of scores and of one-to-many pairs are divided by objects and images of the whole step, too.
 
-    Its steps move a weight by 3e-4 in all; a few weights with gradients near zero amplify the rounding.
+    The steps move a weight by some 3e-4 in all; a few weights with gradients near zero amplify the rounding.
     """
     options = (*tiny(detector), *argv, *recipe)
     run_command(*TWO_PROCESSES, detector, *options, "--batch_size", 2, "--output_dir", tmp_path / "two")
     with equal_sizes():
         assert run_here(detector, *options, "--batch_size", 4, "--output_dir", tmp_path / "one") == 0
-    assert_trained_alike(tmp_path / "two", tmp_path / "one", tolerance=3e-5)
+    assert_trained_alike(tmp_path / "two", tmp_path / "one", outliers=5e-4)
 
 
 def test_accumulated_batches_train_as_one_large_batch(one, options, tmp_path):
