@@ -57,7 +57,7 @@ def assert_trained_alike(a: Path, b: Path, outliers: float = 0.0) -> None:
     log, other = (json.loads((folder / "log.txt").read_text()) for folder in (a, b))
     losses = {name: value for name, value in log.items() if name.startswith("train_loss")}
     assert losses == pytest.approx({name: other[name] for name in losses}, rel=1e-5)
-    assert log["test_coco_eval_bbox"] == pytest.approx(other["test_coco_eval_bbox"], abs=1e-5)
+    assert log["test_coco_eval_bbox"] == pytest.approx(other["test_coco_eval_bbox"], abs=5e-3 if outliers else 1e-5)
 
 
 def test_one_process_moves_the_weights(one, weights):
