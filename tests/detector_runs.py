@@ -29,6 +29,7 @@ OWN = {
     "Anchor-DETR-ENACT": (*SIGMA, *WIDER, "--num_query_position", "5", "--num_query_pattern", "2"),
     "Sparse-DETR": (*WIDER, *QUERIES, "--num_feature_levels", "4"),
     "DAC-DETR": (*WIDER, *QUERIES),
+    "PnP-DETR": (*SIGMA, *QUERIES, "--unsample_abstract_number", "3"),
 }
 CLUSTERINGS = {name: ("--clustering", name) for name in ("region", "window", "none")}
 TWO_STAGE = ("--with_box_refine", "--two_stage")
@@ -45,6 +46,7 @@ VARIANTS = {
         "sparse": (*EFFICIENT, "--rho", "0.3", "--use_enc_aux_loss"),
     },
     "DAC-DETR": {"all": (), "no more than proposals": ("--no-dac", "--no-cdn", "--no-ice", "--no-look_forward_twice")},
+    "PnP-DETR": {"sampled": (), "clustered": ("--clustering", "region"), "plain": ("--sampling", "none")},
 }
 EXAMPLE = "DETR-ENACT"  # on which is tested what the detectors share
 TIMINGS = {"train_images_per_second", "train_share_waited", "train_peak_memory"}

@@ -13,7 +13,7 @@ def a_detector():
         reveal=lambda weights: {"num_classes": 7} | weights,
         demo={"hidden_dim": 128, "lr": 5e-4, "num_queries": 20, "image_size": 128},
         changeable=("clustering", "smoothing_sigma"),
-        plain={"clustering": "none"},
+        plain={"clustering": ("none", "W_prob")},
         **unused,
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.detector_runs import tiny
-from tools.detectors import CLUSTERED, DETECTORS, options
+from tools.detectors import DETECTORS, options
 
 NUM_CLASSES = 7
 
@@ -15,7 +15,8 @@ NUM_CLASSES = 7
 def tiny_model(detector: str, seed: int, *argv: str) -> tuple[nn.Module, dict[str, Any]]:
     """A model in evaluation with random weights and feature maps that begin at stride 8, and those of its options that a checkpoint
     keeps."""
-    stride_8 = ("--no-dilation", "--last_stage", "2") if detector in CLUSTERED else ()
+    single_scale = getattr(options(detector), "num_feature_levels", 1) == 1
+    stride_8 = ("--no-dilation", "--last_stage", "2") if single_scale else ()
     args = options(detector, [*tiny(detector), *stride_8, *argv])
     with torch.random.fork_rng():
         torch.manual_seed(seed)

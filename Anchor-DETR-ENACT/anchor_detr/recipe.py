@@ -81,7 +81,6 @@ DETECTOR = Detector(
     demo=DEMO | {"num_query_position": 40, "num_query_pattern": 1, "smoothing_sigma": 3.0},
     architecture=(*ARCHITECTURE, *OWN_ARCHITECTURE),
     changeable=("clustering", "smoothing_sigma"),
-    plain={"clustering": "none"},
-    optional_weights=("W_prob",),
+    plain={"clustering": ("none", "W_prob")},
     compiled=(r"backbone\.body", r"transformer\.decoder_layers\.\d+"),
 )

@@ -10,65 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.backbone import Backbone
-from common.models.layers import MLP, in_full_precision
-from common.models.model import DetectionModel
-
-from .transformer import Transformer
+from common.models.single_scale import SingleScaleDetector
 
 
-class ConditionalDETR(DetectionModel):
+class ConditionalDETR(SingleScaleDetector):
     """Detects the objects of an image as a set of boxes around learned reference points.
 
-    Args:
-        backbone: images to features.
-        position_embedding: mask (B, H, W) to positions (B, H, W, d).
-        transformer: encoder and decoder.
-        num_classes: C.
-        num_queries: Q.
-        aux_loss: return the predictions of all decoder layers in training, not only the last.
+    The parts are those of :class:`SingleScaleDetector`.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        position_embedding: nn.Module,
-        transformer: Transformer,
-        num_classes: int,
-        num_queries: int,
-        aux_loss: bool = True,
-    ):
-        super().__init__()
-        hidden_dim = transformer.d_model
-        self.aux_loss = aux_loss
-        self.backbone = nn.ModuleList([backbone, position_embedding])  # the names of the published weights
-        self.input_proj = nn.Conv2d(backbone.num_channels[-1], hidden_dim, kernel_size=1)
-        self.transformer = transformer
-        self.query_embed = nn.Embedding(num_queries, hidden_dim)
-        self.class_embed = nn.Linear(hidden_dim, num_classes)
-        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, num_layers=3)
+    def __init__(self, **parts: Any):
+        super().__init__(**parts)
         nn.init.constant_(self.class_embed.bias, -math.log(99))  # every class starts with probability 0.01
         nn.init.zeros_(self.bbox_embed.layers[-1].weight)
         nn.init.zeros_(self.bbox_embed.layers[-1].bias)
 
-    def forward(self, images: Tensor, mask: Tensor, targets: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """See :class:`DetectionModel`. The targets are not looked at."""
-        backbone, _ = self.backbone
-        features, mask = backbone(images, mask)[-1]
-        return self.detect(self.input_proj(features), mask)
-
     def detect(self, src: Tensor, mask: Tensor) -> dict[str, Any]:
-        """src (B, d, H, W), the projected features, and their mask (B, H, W) -> as :meth:`forward`."""
-        _, position_embedding = self.backbone
-        pos = position_embedding(mask)
-        hs, reference = self.transformer(
-            src.flatten(2).transpose(1, 2), mask.flatten(1), self.query_embed.weight, pos.flatten(1, 2)
-        )
-        if not (self.training and self.aux_loss):
-            hs = hs[-1:]
-        anchor = F.pad(torch.logit(reference, eps=1e-5), (0, 2))
-        return {
-            "pred_logits": self.class_embed(hs),
-            "pred_boxes": (in_full_precision(self.bbox_embed, hs) + anchor).sigmoid(),
-            "feature_size": tuple(src.shape[-2:]),
-        }
+        """See :class:`SingleScaleDetector`."""
+        tokens = src.flatten(2).transpose(1, 2)
+        hs, reference = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, self.positions(mask))
+        return self.predictions(hs, src, anchor=F.pad(torch.logit(reference, eps=1e-5), (0, 2)))

@@ -54,7 +54,6 @@ DETECTOR = Detector(
     record=record,
     demo=DEMO | {"num_queries": 40},
     changeable=("clustering", "smoothing_sigma"),
-    plain={"clustering": "none"},
-    optional_weights=("W_prob",),
+    plain={"clustering": ("none", "W_prob")},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),
 )

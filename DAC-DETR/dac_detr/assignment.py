@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from common.losses.matching import Matching
-
 IOU_SHARE = 0.7  # of a score, the rest is the probability of the object's class
 LEAST_SCORE = 0.4  # of a candidate
 MOST_CANDIDATES = 75
@@ -36,24 +34,6 @@ def assignment_scores(logits: Tensor, boxes: Tensor, targets: list[dict[str, Any
     return torch.cat(scores, dim=-1)
 
 
-def assign(scores: np.ndarray, sizes: list[int], device: torch.device) -> Matching:
-    """The pairs of every layer and image, ordered by object, those of an object by falling score.
-
-    Args:
-        scores: (L, Q, T), on the host.
-        sizes: n of every image.
-        device: for the result.
-    """
-    pairs, start = [], 0
-    for image, size in enumerate(sizes):
-        for layer in range(len(scores)):
-            query, target = assign_image(np.nan_to_num(scores[layer, :, start : start + size]))
-            pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target + start)))
-        start += size
-    index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
-    return Matching(*index.to(device, non_blocking=True))
-
-
 def assign_image(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """scores (Q, n) of one layer and image -> queries and objects of its pairs, (K,) each.
 
@@ -61,6 +41,7 @@ def assign_image(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     as many queries as it has candidates, but at most six: those with the highest scores of all, which others may get, too.
     Of more than 75 candidates, some are dropped by torch's generator.
     """
+    scores = np.nan_to_num(scores)
     queries, objects = scores.shape
     if not objects:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)

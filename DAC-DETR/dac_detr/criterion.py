@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.losses.criterion import SetCriterion
-from common.losses.matching import Matching, PredictedSet, fetch
+from common.losses.criterion import SetCriterion, as_objects
+from common.losses.matching import Matching, PredictedSet, fetch, pair
 from common.losses.set_losses import Divisors, set_losses, weigh
 
 from .aligned_loss import AlignedLoss, qualities, rank_weights
-from .assignment import assign, assignment_scores
+from .assignment import assign_image, assignment_scores
 from .denoising import positives
 
 # How the losses of a set of predictions are called.
@@ -68,15 +68,11 @@ class DACCriterion(SetCriterion):
             C_DENOISING: outputs.get("cross_denoising"),
             PROPOSALS: outputs.get("proposals"),
         }
-        sets = {
-            names: PredictedSet(found["pred_logits"].float(), found["pred_boxes"].float(), targets)
+        return {
+            names: PredictedSet.of(found, as_objects(targets) if names == PROPOSALS else targets)
             for names, found in branches.items()
             if found is not None
         }
-        if PROPOSALS in sets:  # an object, class 0, or none
-            objects = [t | {"labels": torch.zeros_like(t["labels"])} for t in targets]
-            sets[PROPOSALS] = sets[PROPOSALS]._replace(targets=objects)
-        return sets
 
     def _match(self, sets: dict[str, PredictedSet], targets: list[dict[str, Any]], groups: int) -> dict[str, Matching]:
         """One-to-one for the O-decoder and the proposals, one-to-many for the C-decoder; denoising queries know their objects."""
@@ -88,7 +84,7 @@ class DACCriterion(SetCriterion):
         arrays = fetch(numbers)
         matchings = {names: self.matcher.assign(cost, targets, device) for names, cost in zip(one_to_one, arrays)}
         if C_DECODER in sets:
-            matchings[C_DECODER] = assign(arrays[-1], sizes, device)
+            matchings[C_DECODER] = pair(arrays[-1], targets, device, assign_image)
         for names in (O_DENOISING, C_DENOISING):
             if names in sets:
                 pairs = positives(sizes, groups, len(sets[names].logits))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.backbone import Backbone
+from common.models.deformable_transformer import ABSENT
 from common.models.layers import build_heads
 from common.models.levels import InputProjections, flatten_levels
 from common.models.model import DetectionModel
@@ -17,8 +18,6 @@ from common.models.positions import PositionEmbeddingSine
 
 from .denoising import Denoising, Noise, denoising_queries
 from .transformer import Stream, Transformer
-
-ABSENT = -20.0  # logit of the classes of a query that stands for no token
 
 
 class DACDETR(DetectionModel):
@@ -79,7 +78,7 @@ class DACDETR(DetectionModel):
             (L, B, n, C) and ``pred_boxes`` (L, B, n, 4).
         """
         transformer, levels = self.transformer, flatten_levels(features, self.backbone[1], self.transformer.level_embed)
-        memory = transformer.encoder(levels)
+        memory, _ = transformer.encoder(levels)
         heads = (self.class_embed[-1], self.bbox_embed[-1])
         chosen = transformer.propose(memory, levels, *heads, number=len(self.query_embed.weight), with_classes=False)
         queries = chosen.tokens.shape[1]

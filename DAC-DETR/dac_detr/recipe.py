@@ -13,7 +13,7 @@ from common.cli.deformable import (
 )
 from common.detector import ARCHITECTURE, Detector
 from common.evaluation.postprocess import sigmoid_detections
-from common.losses.matching import HungarianMatcher
+from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
 from common.models.swin import SWINS
 from common.models.transformer import build_transformer_options
@@ -76,14 +76,8 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> DACDE
     return DACDETR(backbone, transformer, num_classes, args.num_queries, args.num_feature_levels, args.dac, noise)
 
 
-def build_losses(args: Namespace, num_classes: int) -> DACCriterion:
-    return DACCriterion(
-        HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, focal=True),
-        FocalLoss(args.focal_alpha),
-        {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef},
-        args.num_queries,
-        ice=args.ice,
-    )
+def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
+    return build_criterion(args, FocalLoss(args.focal_alpha), args.num_queries, DACCriterion, ice=args.ice)
 
 
 def build_postprocess(args: Namespace) -> Any:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.models.deformable_transformer import DeformableDecoderLayer, DeformableEncoderLayer, DeformableTransformer
+from common.models.deformable_transformer import DeformableDecoderLayer, DeformableEncoder, DeformableTransformer
 from common.models.layers import in_full_precision, inverse_sigmoid
 from common.models.levels import Levels
 from common.models.transformer import TransformerOptions
@@ -40,7 +40,7 @@ class Transformer(DeformableTransformer):
     def __init__(
         self, options: TransformerOptions, num_levels: int, enc_n_points: int, dec_n_points: int, look_forward_twice: bool
     ):
-        encoder = Encoder(options, num_levels, enc_n_points)
+        encoder = DeformableEncoder(options, num_levels, enc_n_points)
         decoder = Decoder(options, num_levels, dec_n_points, look_forward_twice)
         super().__init__(encoder, decoder, options.d_model, num_levels, query_width=2 * options.d_model)
         self.reset_parameters()
@@ -48,21 +48,6 @@ class Transformer(DeformableTransformer):
     def positions(self, reference: Tensor) -> Tensor:
         """The logits of boxes (B, n, 4) -> (B, n, d); the other half of the features is for contents, which are learned here."""
         return self.embed_boxes(reference)[..., : self.d_model]
-
-
-class Encoder(nn.Module):
-    """A stack of encoder layers."""
-
-    def __init__(self, options: TransformerOptions, num_levels: int, num_points: int):
-        super().__init__()
-        self.layers = nn.ModuleList(DeformableEncoderLayer(options, num_levels, num_points) for _ in range(options.enc_layers))
-
-    def forward(self, levels: Levels) -> Tensor:
-        """The memory, (B, N, d)."""
-        memory = levels.src
-        for layer in self.layers:
-            memory = layer(memory, levels.pos, levels.references, memory, levels)
-        return memory
 
 
 class Decoder(nn.Module):

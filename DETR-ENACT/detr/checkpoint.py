@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from common.models.reveal import reveal_transformer
+from common.models.reveal import reveal_detr
 from enact import convert_released_attention as adapt
 from enact import reveal_clustering
 from enact import to_released_attention as export
@@ -19,9 +19,4 @@ __all__ = ["adapt", "export", "reveal"]
 
 def reveal(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """The options that a checkpoint's weights tell, and ``num_classes``; KeyError where it is not one of this detector's."""
-    decoder = "transformer.decoder.layers.0.multihead_attn.in_proj_weight"
-    if decoder not in state_dict:  # Conditional DETR has another attention there, and else DETR's names
-        raise KeyError(decoder)
-    num_classes = len(state_dict["class_embed.bias"]) - 1  # the last one is "no object"
-    own = {"num_classes": num_classes, "pre_norm": "transformer.encoder.norm.weight" in state_dict}
-    return own | reveal_transformer(state_dict) | reveal_clustering(state_dict)
+    return reveal_detr(state_dict) | reveal_clustering(state_dict)

@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> DETR:
     transformer = Transformer(build_transformer_options(args), args.clustering, args.smoothing_sigma)
-    return DETR(transformer=transformer, **build_parts(args, num_classes, load_backbone))
+    return DETR(transformer=transformer, **build_parts(args, num_classes + 1, load_backbone))
 
 
 def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
@@ -56,7 +56,6 @@ DETECTOR = Detector(
     demo=DEMO | {"pre_norm": True, "enc_layers": 3, "dec_layers": 3, "num_queries": 20, "epochs": 12, "lr_drop": 10},
     architecture=(*ARCHITECTURE, "pre_norm"),
     changeable=("clustering", "smoothing_sigma"),
-    plain={"clustering": "none"},
-    optional_weights=("W_prob",),
+    plain={"clustering": ("none", "W_prob")},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),
 )

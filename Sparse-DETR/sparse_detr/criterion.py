@@ -5,11 +5,10 @@ Shapes: B images, N tokens, k selected ones, E encoder layers with heads.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.losses.criterion import SetCriterion
+from common.losses.criterion import SetCriterion, as_objects
 from common.losses.matching import PredictedSet
 
 from .attention_map import decoder_attention_map, most_attended, shares_attended
@@ -58,13 +57,13 @@ class SparseCriterion(SetCriterion):
 
     def _branches(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> dict[str, PredictedSet]:
         """The sets of predictions, by the pattern of their losses' names; the decoder's first."""
-        branches = {SET: _predicted(outputs, targets)}
+        branches = {SET: PredictedSet.of(outputs, targets)}
         not_padding = ~outputs["padding"]
         if "proposals" in outputs:
-            objects = targets if self.eff_specific_head else [t | {"labels": torch.zeros_like(t["labels"])} for t in targets]
-            branches[PROPOSALS] = _predicted(outputs["proposals"], objects, not_padding)
+            objects = targets if self.eff_specific_head else as_objects(targets)
+            branches[PROPOSALS] = PredictedSet.of(outputs["proposals"], objects, not_padding)
         if "encoder" in outputs:
-            branches[ENCODER] = _predicted(outputs["encoder"], targets, outputs.get("kept", not_padding))
+            branches[ENCODER] = PredictedSet.of(outputs["encoder"], targets, outputs.get("kept", not_padding))
         return branches
 
     def _score_loss(self, outputs: dict[str, Any], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,7 +81,3 @@ class SparseCriterion(SetCriterion):
         loss = F.binary_cross_entropy_with_logits(scores, target, reduction="none").masked_fill(padding, 0.0)
         loss = (loss.sum(1) / (~padding).sum(1)).sum() / images
         return loss, shares_attended(attention, outputs["tokens"], kept, outputs["shapes"])
-
-
-def _predicted(outputs: dict[str, Tensor], targets: list[dict[str, Any]], allowed: Tensor | None = None) -> PredictedSet:
-    return PredictedSet(outputs["pred_logits"].float(), outputs["pred_boxes"].float(), targets, allowed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.models.backbone import Backbone
+from common.models.deformable_transformer import ABSENT
 from common.models.layers import build_heads, in_full_precision
 from common.models.levels import InputProjections, Levels, flatten_levels
 from common.models.model import DetectionModel
@@ -17,8 +18,6 @@ from common.models.positions import PositionEmbeddingSine
 
 from .scoring import Selection
 from .transformer import Transformer
-
-ABSENT = -20.0  # logit of the classes of a query that stands for no token
 
 
 class SparseDETR(DetectionModel):

@@ -16,7 +16,7 @@ from common.cli.deformable import (
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
 from common.evaluation.postprocess import sigmoid_detections
-from common.losses.matching import HungarianMatcher
+from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
 from common.models.transformer import build_transformer_options
 
@@ -95,15 +95,9 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> Spars
     return SparseDETR(backbone, transformer, num_classes, not args.no_aux_loss, args.use_enc_aux_loss)
 
 
-def build_losses(args: Namespace, num_classes: int) -> SparseCriterion:
-    return SparseCriterion(
-        HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, focal=True),
-        FocalLoss(args.focal_alpha),
-        {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef},
-        args.num_queries,
-        eff_specific_head=args.eff_specific_head,
-        mask_prediction_coef=args.mask_prediction_coef,
-    )
+def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
+    own = {"eff_specific_head": args.eff_specific_head, "mask_prediction_coef": args.mask_prediction_coef}
+    return build_criterion(args, FocalLoss(args.focal_alpha), args.num_queries, SparseCriterion, **own)
 
 
 def parameter_groups(args: Namespace, images_per_step: int) -> list[tuple[str, float]]:
@@ -142,8 +136,7 @@ DETECTOR = Detector(
     demo=DEMO | DEMO_OPTIONS,
     architecture=(*ARCHITECTURE, *OWN_ARCHITECTURE),
     changeable=("rho",),
-    plain={"rho": 0.0},
-    optional_weights=("enc_mask_predictor",),
+    plain={"rho": (0.0, "enc_mask_predictor")},
     fresh={
         "num_queries": ("query_embed",),
         "two_stage": ("enc_output", "pos_trans", "query_embed", "reference_points", "bbox_embed"),

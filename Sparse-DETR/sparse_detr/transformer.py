@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.models.deformable_transformer import (
     Decoded,
     DeformableDecoder,
-    DeformableEncoderLayer,
+    DeformableEncoder,
     DeformableTransformer,
     rows,
 )
@@ -121,32 +121,19 @@ class Transformer(DeformableTransformer):
         return self.decoder(queries.tgt, queries.query_pos, queries.reference, memory, levels, bbox_embed, queries.absent)
 
 
-class SparseEncoder(nn.Module):
-    """A stack of encoder layers, of all tokens or of the selected ones.
-
-    Args:
-        options: size and form.
-        num_levels: S.
-        num_points: of a level that a head looks at.
-    """
-
-    def __init__(self, options: TransformerOptions, num_levels: int, num_points: int):
-        super().__init__()
-        self.layers = nn.ModuleList(DeformableEncoderLayer(options, num_levels, num_points) for _ in range(options.enc_layers))
+class SparseEncoder(DeformableEncoder):
+    """An encoder of all tokens or of the selected ones."""
 
     def forward(self, levels: Levels, selection: Selection | None) -> tuple[Tensor, list[Tensor]]:
         """The memory (B, N, d), and in training what each layer made of the tokens that it updated (B, N or k, d).
 
         Tokens that are not selected keep their features, and are looked at by the others in every layer.
         """
-        memory, outputs = levels.src, []
         if selection is None:
-            for layer in self.layers:
-                memory = layer(memory, levels.pos, levels.references, memory, levels)
-                outputs += [memory] if self.training else []
-            return memory, outputs
-        tgt, pos, reference = (selection.gather(x) for x in (levels.src, levels.pos, levels.references))
-        before = tgt
+            return super().forward(levels)
+        memory, outputs = levels.src, []
+        before = tgt = selection.gather(levels.src)
+        pos, reference = selection.gather(levels.pos), selection.gather(levels.references)
         for layer in self.layers:
             tgt = layer(tgt, pos, reference, memory, levels)
             memory = selection.scatter(memory, tgt, before)

@@ -14,30 +14,24 @@ The spread is the standard deviation over the seeds, which fewer than two do not
 """
 
 import json
-import os
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, save
+from benchmarks.lib.demos import Demo, share_threads, train_all
 from benchmarks.lib.measure import machine
 from benchmarks.quality.accuracy_chart import COLOURS, draw
 from common.cli.arguments import number
 from common.data.shapes import ensure_shapes_dataset
 from common.errors import UserError
 from common.evaluation.coco import METRICS
-from common.output.log import read_log
 from tools.detectors import CLUSTERED, options
 
 NAME = "quality/accuracy"
@@ -64,21 +58,16 @@ class Run:
     def variant(self) -> str:
         return self.clustering if self.sigma is None else f"{self.clustering}-sigma{self.sigma:g}"
 
-    def folder(self, root: Path) -> Path:
-        return root / self.detector / f"{self.variant}-seed{self.seed}"
-
-    def log(self, root: Path) -> dict[int, list[float]]:
-        """Epoch -> COCO's 12 numbers, of the epochs that are done."""
-        path = self.folder(root) / "log.txt"
-        records = read_log(path) if path.is_file() else {}
-        return {epoch: record["test_coco_eval_bbox"] for epoch, record in records.items() if epoch < self.epochs}
-
-    def done(self, root: Path) -> bool:
-        return self.epochs - 1 in self.log(root)
+    def demo(self, root: Path) -> Demo:
+        """The run itself, kept below ``root``."""
+        chosen = ["--clustering", self.clustering, "--seed", str(self.seed)]
+        if self.sigma is not None:
+            chosen += ["--smoothing_sigma", str(self.sigma)]
+        return Demo(self.detector, tuple(chosen), self.epochs, root / self.detector / f"{self.variant}-seed{self.seed}")
 
     def result(self, root: Path) -> "Result":
         """Of a run that is done."""
-        log = self.log(root)
+        log = self.demo(root).log()
         AP_per_epoch = {epoch: 100 * numbers[METRICS.index("AP")] for epoch, numbers in log.items()}
         return Result(100 * log[self.epochs - 1][METRICS.index("AP50")], AP_per_epoch)
 
@@ -110,36 +99,6 @@ def plan(args: Namespace) -> list[Run]:
 
 def _epochs(detector: str, args: Namespace) -> int:
     return args.epochs or options(detector, ["--demo"]).epochs
-
-
-def train(run: Run, args: Namespace) -> None:
-    """Trains a run to its end, from where it stands."""
-    folder = run.folder(args.runs)
-    command = [sys.executable, str(ROOT / run.detector / "main.py"), "--demo", "--clustering", run.clustering]
-    command += ["--seed", str(run.seed), "--epochs", str(run.epochs), "--device", args.device, "--output_dir", str(folder)]
-    command += ["--coco_path", str(args.coco_path)]
-    if run.sigma is not None:
-        command += ["--smoothing_sigma", str(run.sigma)]
-    if (folder / "checkpoint.pth").is_file():
-        command += ["--resume", str(folder / "checkpoint.pth")]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
-    if done.returncode or not run.done(args.runs):
-        last = (done.stderr.strip().splitlines() or ["its log lacks the last epoch: remove the folder"])[-1]
-        raise UserError(f"the run {folder} failed: {last}")
-
-
-def train_all(runs: Sequence[Run], args: Namespace) -> None:
-    """Trains what is not done, ``args.jobs`` at a time, and stops at the first failure."""
-    missing = [run for run in runs if not run.done(args.runs)]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(train, run, args) for run in missing]
-        try:
-            for future in tqdm(as_completed(futures), total=len(missing), desc="runs", leave=False):
-                future.result()
-        except (UserError, KeyboardInterrupt):
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
@@ -237,15 +196,14 @@ def parse(argv: list[str]) -> Namespace:
 
 def run(argv: list[str]) -> None:
     args = parse(argv)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))  # those of each run, which the results state
+    share_threads(args.jobs)  # those of each run, which the results state
     device = complete(args)
     small = {"train": 80, "val": 40} if args.quick else {}
     shapes = ROOT / "data" / ("shapes_quick" if args.quick else "shapes")
     args.coco_path = args.coco_path or ensure_shapes_dataset(shapes, **small)
     added, sources = read_added(args)
     runs = [run for run in plan(args) if run not in added]
-    train_all(runs, args)
+    train_all([run.demo(args.runs) for run in runs], args.jobs, args.device, args.coco_path)
     records = summarise(added | {run: run.result(args.runs) for run in runs})
     print("\n" + table(records))
     seeds = sorted({seed for record in records for seed in record["seeds"]})

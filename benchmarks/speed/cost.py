@@ -12,10 +12,10 @@ which only training uses: the published numbers of Sparse DETR leave them out.
 
 **GFLOPs** as papers count them, one multiply-add being one: products of matrices, convolutions, and the samples of deformable
 attention, four per number; norms, which some count, would be 0.2 % more. They are the mean over ``--images`` images, counted once
-per size. "encoder" is all between backbone and decoder: input projection, clustering, scoring, proposals. "heads" holds those of
-proposals, too. With ENACT they depend on the number of clusters, hence on the weights, which are random here: those of a trained
-model differ. The published numbers of Deformable DETR and Sparse DETR are those of other images, and hold 2.4 G for boxes of all
-tokens in the rows with proposals: here an inference computes those of the queries alone.
+per size. "sampler" is PnP-DETR's; "encoder" is what else is between backbone and decoder: input projection, clustering, scoring,
+proposals. "heads" holds those of proposals, too. With ENACT they depend on the number of clusters, hence on the weights, which are
+random here: those of a trained model differ. The published numbers of Deformable DETR and Sparse DETR are those of other images,
+and hold 2.4 G for boxes of all tokens in the rows with proposals: here an inference computes those of the queries alone.
 
 **Times** are those of the model alone, without loading and post-processing: medians of ``--repeats`` passes over the first image,
 and over a batch of four times the same. **Memory** is the peak of a pass over the image, beyond image and weights, see
@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.lib.charts import BLUE, GREEN, GREY, VERMILION
+from benchmarks.lib.charts import BLUE, GREEN, GREY, PURPLE, VERMILION
 from benchmarks.lib.cli import build_parser, complete, describe, main, save
 from benchmarks.lib.measure import machine, peak_memory, seconds
 from benchmarks.lib.workload import COCO_CLASSES, QUICK, build_batches, calibrate, image_sizes, size
@@ -56,6 +56,11 @@ VARIANTS = {  # detector -> name -> options
         "Sparse DETR, \u03c1 = 0.1": [*PROPOSALS, "--use_enc_aux_loss", "--rho", "0.1"],
         "Sparse DETR, \u03c1 = 0.3": [*PROPOSALS, "--use_enc_aux_loss", "--rho", "0.3"],
     },
+    "PnP-DETR": {
+        f"PnP-DETR, {share}{name}": ["--sample_topk_ratio", value, *argv]
+        for name, argv in {"": [], ", region": ["--clustering", "region"]}.items()
+        for share, value in {"1/3": str(1 / 3), "0.5": "0.5", "0.8": "0.8"}.items()
+    },
 }
 PUBLISHED = {  # millions of trainable parameters without the encoder's heads, and GFLOPs (README of Sparse DETR)
     "Deformable DETR": (39.8, 172.9),
@@ -64,7 +69,7 @@ PUBLISHED = {  # millions of trainable parameters without the encoder's heads, a
 }
 BATCH_SIZES = (1, 4)
 REPEATS = {"cuda": (300, 5), "cpu": (20, 2)}  # passes, and those before them that do not count
-COLOURS = dict(zip(PARTS, (GREY, BLUE, GREEN, VERMILION)))
+COLOURS = dict(zip(PARTS, (GREY, PURPLE, BLUE, GREEN, VERMILION)))
 
 
 def parse(argv: list[str]) -> Namespace:
@@ -134,12 +139,12 @@ def inference(model: DetectionModel, images: Tensor, mask: Tensor) -> Callable[[
 
 def mean_gflops(model: DetectionModel, sizes: list[tuple[int, int]], recipe: Namespace) -> dict[str, float]:
     """Of each part and ``all``, the mean over images of these widths and heights."""
-    clustered = getattr(recipe, "clustering", "none") != "none"
+    depends = any(getattr(recipe, name, "none") != "none" for name in ("clustering", "sampling"))
     means = dict.fromkeys(PARTS, 0.0)
     counts = Counter(sizes)
     for image, count in tqdm(counts.items(), desc="sizes", leave=False):
         images, mask, _ = build_batches([image], 1, recipe.image_size)[0].to(torch.device("cpu"))
-        for part, products in multiply_adds(model, images, mask, data_dependent=clustered).items():
+        for part, products in multiply_adds(model, images, mask, data_dependent=depends).items():
             means[part] += products * 1e-9 * count / len(sizes)
     return means | {"all": sum(means.values())}
 

@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.lib.workload import attention_kernel
 
-BACKBONE, ENCODER, DECODER, HEADS = PARTS = ("backbone", "encoder", "decoder", "heads")
+BACKBONE, SAMPLER, ENCODER, DECODER, HEADS = PARTS = ("backbone", "sampler", "encoder", "decoder", "heads")
 MODULES = {  # part -> the names of its modules; what is in none of them counts for the encoder
     HEADS: r"(^|\.)(class|bbox)_embed(\.\d+)?$",
     DECODER: r"(^|\.)(decoder|decoder_layers\.\d+|reference_points|pos_trans|adapt_pos[12]d)$",
     BACKBONE: r"^backbone(\.0)?\.body$",
+    SAMPLER: r"(^|\.)sampler$",
 }
 ENCODER_HEAD = re.compile(r"(class|bbox)_embed\.(\d+)\.")
 FLOPS = 2  # that PyTorch counts for a multiply-add
@@ -45,7 +46,8 @@ def count_multiply_adds(run: Callable[[], object], model: nn.Module) -> dict[str
         model: its parts tell where the products belong.
 
     Returns:
-        Those of each part: ``heads`` are those of decoder layers and proposals, ``encoder`` is all between backbone and decoder.
+        Those of each part: ``heads`` are those of decoder layers and proposals, ``encoder`` is what else is between backbone and
+        decoder.
     """
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     counts: Counter[str] = Counter(dict.fromkeys(PARTS, 0))

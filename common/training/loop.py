@@ -21,10 +21,10 @@ from ..data.coco import CocoDetection
 from ..data.loading import Batch
 from ..detector import Detector
 from ..errors import UserError
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import Evaluation, evaluate_all
 from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
-from ..output.files import summary, write_log
+from ..output.files import summaries, write_log
 from ..output.log import read_log
 from ..output.meter import Meter, Throughput, peak_memory
 from . import interrupts
@@ -114,17 +114,28 @@ def finish_epoch(
 ) -> None:
     """Evaluates a trained epoch, every ``--eval_every`` epochs and the last, and writes its line of the log."""
     args, accelerator, epoch = state.args, state.accelerator, log["epoch"]
-    evaluation, stats = {}, []
+    evaluations = {}
     if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-        stats, losses, _ = evaluate(state.model, criterion, detector.build_postprocess(args), val_loader, accelerator)
-        evaluation = {f"test_{k}": v for k, v in losses.items()} | {"test_coco_eval_bbox": stats}
+        evaluations = evaluate_all(detector, args, state.model, criterion, val_loader, accelerator)
     if accelerator.is_main_process:
-        write_log(args.output_dir, log | evaluation, writer)
-        parts = [f"loss {log['train_loss']:.3f}", *([summary(stats)] if stats else [])]
+        write_log(args.output_dir, log | _rows(evaluations), writer)
+        parts = [f"loss {log['train_loss']:.3f}", *summaries(evaluations)]
         if "train_images_per_second" in log:
             speed = f"{log['train_images_per_second']:.1f} images/s, {log['train_share_waited']:.0%} of the time waiting for data"
             parts.append(f"{speed}, peak memory {log['train_peak_memory'] / 2**30:.1f} GiB")
         print(f"epoch {epoch}: {'; '.join(parts)}")
+
+
+def _rows(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+    """For the log: the first evaluation under DETR's names, and those with a name under it."""
+    rows = dict(evaluations)
+    if evaluations:
+        rows[""] = next(iter(evaluations.values()))
+    log = {}
+    for name, evaluation in rows.items():
+        prefix = f"test_{name}_" if name else "test_"
+        log |= {f"{prefix}{k}": v for k, v in evaluation.losses.items()} | {f"{prefix}coco_eval_bbox": evaluation.stats}
+    return log
 
 
 def train_one_epoch(
@@ -174,7 +185,7 @@ def train_one_epoch(
             optimizer.step()
             optimizer.zero_grad()
             # Losses are parts of the step's total, errors are means over a batch.
-            means = {k: sum(v) / (1 if k.startswith("loss") else len(v)) for k, v in values.items()}
+            means = {k: sum(v) / (1 if "loss" in k else len(v)) for k, v in values.items()}
             meter.add(means if accelerator.scaler else means | {"grad_norm": norm})
             throughput.add(sum(len(batch.targets) for batch in batches))
             progress.update()

@@ -4,13 +4,14 @@ from pathlib import Path
 import cv2
 import pytest
 
+from benchmarks.lib import demos
 from benchmarks.lib.cli import main
 from benchmarks.quality import accuracy
-from benchmarks.quality.accuracy import Run, parse, plan, summarise, train_all
+from benchmarks.quality.accuracy import Run, parse, plan, summarise
 
 
 def write_log(run: Run, root: Path, precisions: list[float]) -> None:
-    folder = run.folder(root)
+    folder = run.demo(root).folder
     folder.mkdir(parents=True)
     lines = [{"epoch": epoch, "test_coco_eval_bbox": [ap, 2 * ap, *[0] * 10]} for epoch, ap in enumerate(precisions)]
     (folder / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -44,20 +45,19 @@ def test_finished_runs_are_not_repeated_and_unfinished_ones_go_on(tmp_path, monk
     done, half, new = (Run("DETR-ENACT", "none", None, seed, 2) for seed in (1, 2, 3))
     write_log(done, tmp_path, [0.1, 0.2])
     write_log(half, tmp_path, [0.1])
-    (half.folder(tmp_path) / "checkpoint.pth").touch()
+    half.demo(tmp_path).checkpoint.touch()
     commands = []
 
     def train(command, **_):
         commands.append(command)
         raise StopIteration
 
-    monkeypatch.setattr(accuracy.subprocess, "run", train)
-    args = parse(["--device", "cpu", "--runs", str(tmp_path), "--coco_path", "data"])
+    monkeypatch.setattr(demos.subprocess, "run", train)
     for run in (half, new):
         with pytest.raises(StopIteration):
-            accuracy.train(run, args)
+            run.demo(tmp_path).train("cpu", Path("data"))
     assert ["--resume" in command for command in commands] == [True, False]
-    train_all([done], args)
+    demos.train_all([done.demo(tmp_path)], 1, "cpu", Path("data"))
     assert len(commands) == 2
 
 

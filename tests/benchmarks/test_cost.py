@@ -15,6 +15,7 @@ from benchmarks.speed.cost_flops import (
     ENCODER,
     HEADS,
     PARTS,
+    SAMPLER,
     count_multiply_adds,
     count_parameters,
     multiply_adds,
@@ -71,7 +72,8 @@ def test_counting_alone_needs_no_timing(tmp_path, monkeypatch, capsys):
     assert main(cost.NAME, cost.run, [*argv, "--no-timing", "--output", str(tmp_path)]) == 0
     assert counted == [(128, 128), (128, 192)] and "images/s" not in capsys.readouterr().out
     [row] = json.loads((tmp_path / "cost-Sparse-DETR-cpu.json").read_text())["results"]
-    assert row["gflops"]["all"] == pytest.approx(4 * (3 * 128 + 192) / 4) and "memory" not in row and "published" not in row
+    assert row["gflops"]["all"] == pytest.approx(len(PARTS) * (3 * 128 + 192) / 4)
+    assert "memory" not in row and "published" not in row
 
 
 def test_the_published_numbers_are_counted():
@@ -119,10 +121,10 @@ def test_every_part_of_every_detector_is_counted(detector, form):
     model, _ = build(detector, *tiny(detector), *VARIANTS[detector][form])
     batch = images(64, 96)
     before = model(*batch)
-    clustered = form == "region"
-    counts = multiply_adds(model, *batch, data_dependent=clustered)
-    assert min(counts.values()) > 0
-    if not clustered:
+    depends = form in ("region", "sampled", "clustered")
+    counts = multiply_adds(model, *batch, data_dependent=depends)
+    assert {part for part, count in counts.items() if not count} == (set() if form in ("sampled", "clustered") else {SAMPLER})
+    if not depends:
         assert multiply_adds(model, *batch, data_dependent=True) == counts
     with torch.no_grad():
         body = (model.backbone if detector == "Anchor-DETR-ENACT" else model.backbone[0]).body
@@ -149,7 +151,7 @@ def test_heads_within_the_decoder_are_no_part_of_it():
 
     model = Model()
     counts = count_multiply_adds(lambda: model(torch.randn(11, 2)), model)
-    assert counts == {BACKBONE: 0, ENCODER: 11 * 2 * 3, DECODER: 11 * 3 * 5, HEADS: 11 * 5 * 7}
+    assert counts == {BACKBONE: 0, SAMPLER: 0, ENCODER: 11 * 2 * 3, DECODER: 11 * 3 * 5, HEADS: 11 * 5 * 7}
 
 
 def test_every_detector_has_rows():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.losses.criterion import SetCriterion
-from common.losses.matching import HungarianMatcher
+from common.losses.matching import HungarianMatcher, PredictedSet
 from common.losses.set_losses import CrossEntropy, FocalLoss
 from tests.synchronisations import Synchronisations
 
@@ -139,7 +139,7 @@ def test_matching_and_losses_equal_the_direct_computation(focal, sizes):
     """Protects the published losses, their normalisation and their names in the log, layer by layer."""
     outputs, targets = example(focal, sizes)
     criterion = criterion_of(focal)
-    matching = criterion.matcher(outputs["pred_logits"], outputs["pred_boxes"], targets)
+    [matching] = criterion.matcher.match([PredictedSet.of(outputs, targets)])
     losses, matched = direct(outputs, targets, focal)
     assert sorted(zip(*(index.tolist() for index in matching))) == matched
 

@@ -55,7 +55,7 @@ def assert_trained_alike(a: Path, b: Path, outliers: float = 0.0) -> None:
     apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
     assert (apart > 1e-5).float().mean() <= outliers and apart.max() < LR
     log, other = (json.loads((folder / "log.txt").read_text()) for folder in (a, b))
-    losses = {name: value for name, value in log.items() if name.startswith("train_loss")}
+    losses = {name: value for name, value in log.items() if name.startswith("train") and "loss" in name}
     assert losses == pytest.approx({name: other[name] for name in losses}, rel=1e-5)
     assert log["test_coco_eval_bbox"] == pytest.approx(other["test_coco_eval_bbox"], abs=5e-3 if outliers else 1e-5)
 
@@ -81,11 +81,12 @@ def test_two_processes_train_as_one(one, options, tmp_path):
 
 @pytest.mark.parametrize(
     ("detector", "argv"),
-    [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",))],
-    ids=["Sparse-DETR", "DAC-DETR"],
+    [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",)), ("PnP-DETR", ())],
+    ids=["Sparse-DETR", "DAC-DETR", "PnP-DETR"],
 )
 def test_losses_of_other_branches_are_shared_out_as_well(detector, argv, recipe, tmp_path):
-    """Those of proposals, of scores and of one-to-many pairs are divided by objects and images of the whole step, too.
+    """Those of proposals, of scores and of one-to-many pairs are divided by objects and images of the whole step, too; and a step
+    polls one share of the pixels.
 
     The steps move a weight by some 3e-4 in all; a few weights with gradients near zero amplify the rounding.
     """

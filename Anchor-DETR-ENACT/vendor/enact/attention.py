@@ -1,6 +1,6 @@
 """Multi-head attention over clustered keys and values (paper, section 3.1, eq. 1 and 2).
 
-Shapes: B images, L queries, N keys, M clusters, d features, h heads.
+Shapes: B images, L queries, N keys, U of which stay as they are, M clusters, d features, h heads.
 """
 
 import torch
@@ -20,6 +20,7 @@ class ClusteredAttention(nn.MultiheadAttention):
         embed_dim, num_heads, dropout, bias, batch_first: as in ``nn.MultiheadAttention``.
         clustering: "region" (the paper) or "window" (the released code).
         smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
+        unclustered: U, so many keys at the end are no pixels and stay as they are, behind the clusters of the others.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class ClusteredAttention(nn.MultiheadAttention):
         batch_first: bool = False,
         clustering: str = "region",
         smoothing_sigma: float = 3.0,
+        unclustered: int = 0,
         device=None,
         dtype=None,
     ):
         super().__init__(embed_dim, num_heads, dropout, bias, batch_first=batch_first, device=device, dtype=dtype)
+        self.unclustered = unclustered
         self.W_prob = EntropyClustering(embed_dim, clustering, smoothing_sigma, device=device, dtype=dtype)
         # In evaluation nn.TransformerEncoderLayer hands the weights of an attention with this flag to a fused kernel without ever
         # calling its forward, which would leave the clustering out.
@@ -98,10 +101,11 @@ class ClusteredAttention(nn.MultiheadAttention):
         if key_padding_mask is not None and key_padding_mask.is_floating_point():
             key_padding_mask = key_padding_mask <= torch.finfo(key_padding_mask.dtype).min
 
-        clusters = self.W_prob(key, key_padding_mask)
-        q, k, v = self._project(query, clusters.pool(key), clusters.pool(value))
-        present = clusters.present()
-        mask = None if present is None else present[:, None, None, :]
+        pixels = key.shape[1] - self.unclustered
+        clusters = self.W_prob(key[:, :pixels], None if key_padding_mask is None else key_padding_mask[:, :pixels])
+        pooled = [torch.cat((clusters.pool(x[:, :pixels]), x[:, pixels:]), dim=1) for x in (key, value)]
+        q, k, v = self._project(query, *pooled)
+        mask = _mask_of(clusters, key_padding_mask, pixels, self.unclustered)
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         weights = _weights_of_keys(q, k, mask, clusters, average_attn_weights) if need_weights else None
@@ -120,6 +124,20 @@ class ClusteredAttention(nn.MultiheadAttention):
         ]
 
 
+def _mask_of(clusters: Clusters, key_padding_mask: Tensor | None, pixels: int, unclustered: int) -> Tensor | None:
+    """(B, 1, 1, M + U) bool, True = seen; None where all are."""
+    present = clusters.present()
+    if unclustered:
+        batch, device = len(clusters.count), clusters.count.device
+        present = torch.ones(batch, clusters.size, dtype=torch.bool, device=device) if present is None else present
+        others = torch.ones(batch, unclustered, dtype=torch.bool, device=device)
+        if key_padding_mask is not None:  # an image may be without any pixel here
+            present = present & ~key_padding_mask[:, :pixels].all(1, keepdim=True)
+            others = ~key_padding_mask[:, pixels:]
+        present = torch.cat((present, others), dim=1)
+    return None if present is None else present[:, None, None, :]
+
+
 def _weights_of_keys(q: Tensor, k: Tensor, mask: Tensor | None, clusters: Clusters, average: bool) -> Tensor:
     """Attention weights of the N original keys, (B, L, N) or (B, h, L, N)."""
     logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
@@ -128,6 +146,8 @@ def _weights_of_keys(q: Tensor, k: Tensor, mask: Tensor | None, clusters: Cluste
     weights = logits.softmax(-1)
     if average:
         weights = weights.mean(1, keepdim=True)
+    of_clusters, of_others = weights.tensor_split([clusters.size], dim=-1)
     index = clusters.index[:, None, None, :].expand(*weights.shape[:3], -1)
-    weights = weights.gather(-1, index) * clusters.weight[:, None, None, :].to(weights.dtype)
+    of_pixels = of_clusters.gather(-1, index) * clusters.weight[:, None, None, :].to(weights.dtype)
+    weights = torch.cat((of_pixels, of_others), dim=-1)
     return weights.squeeze(1) if average else weights

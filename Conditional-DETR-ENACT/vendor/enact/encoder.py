@@ -17,6 +17,7 @@ class TransformerEncoderLayer(nn.Module):
         normalize_before: normalise before each part (pre-norm) instead of after it.
         clustering: "region", "window", or "none" for plain attention.
         smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
+        unclustered: so many keys at the end stay as they are, see :class:`ClusteredAttention`.
     """
 
     def __init__(
@@ -29,13 +30,20 @@ class TransformerEncoderLayer(nn.Module):
         normalize_before: bool = False,
         clustering: str = "region",
         smoothing_sigma: float = 3.0,
+        unclustered: int = 0,
     ):
         super().__init__()
         if clustering == "none":
             self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
         else:
             self.self_attn = ClusteredAttention(
-                d_model, nhead, dropout, batch_first=True, clustering=clustering, smoothing_sigma=smoothing_sigma
+                d_model,
+                nhead,
+                dropout,
+                batch_first=True,
+                clustering=clustering,
+                smoothing_sigma=smoothing_sigma,
+                unclustered=unclustered,
             )
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = nn.Dropout(dropout)
@@ -82,6 +90,7 @@ class TransformerEncoder(nn.Module):
         normalize_before: bool = False,
         clustering: str = "region",
         smoothing_sigma: float = 3.0,
+        unclustered: int = 0,
     ):
         super().__init__()
         self.layers = nn.ModuleList(
@@ -94,6 +103,7 @@ class TransformerEncoder(nn.Module):
                 normalize_before=normalize_before,
                 clustering=clustering,
                 smoothing_sigma=smoothing_sigma,
+                unclustered=unclustered,
             )
             for _ in range(num_layers)
         )

@@ -33,6 +33,11 @@ def backbone_and_rest(args: Namespace, images_per_step: int) -> list[tuple[str, 
     return [("backbone", args.lr_backbone), ("", args.lr)]
 
 
+def as_it_is(args: Namespace) -> dict[str, dict[str, Any]]:
+    """One evaluation, which needs no name."""
+    return {"": {}}
+
+
 def record_nothing(model: nn.Module) -> AbstractContextManager[dict[str, Any]]:
     """Of a detector whose outputs tell all that its pictures show."""
     return nullcontext({})
@@ -64,9 +69,8 @@ class Detector:
         demo: the options of ``--demo`` that differ from the recipe.
         architecture: options that are read from a checkpoint.
         changeable: options of its own that belong to a checkpoint's model and may still be changed when it is used.
-        plain: values of such options with which the model lacks its ``optional_weights``. ``--finetune`` does not take them over
-            from a checkpoint: that of a plain model is a warm start.
-        optional_weights: parts of the names of weights that a plain model lacks.
+        plain: options of both kinds -> the value with which the model is a plain one, and a part of the names of the weights that
+            it lacks then. ``--finetune`` does not take that value over from a checkpoint: that of a plain model is a warm start.
         renewable: parts of the names of weights that may start anew with ``--finetune``: their shape follows the number of
             classes, or files that it starts from lack them.
         fresh: options with which a model may start from weights without them (``--finetune``): -> parts of the names of weights
@@ -75,6 +79,8 @@ class Detector:
             else the user, have to tell them.
         parameter_groups: options, and images per optimiser step -> (regular expression, learning rate), in order: a parameter
             belongs to the first whose expression is found in its name.
+        evaluations: options -> the evaluations of a model: what each is called in the log -> attributes of the model that it is
+            made with. The first is the one that counts.
         compiled: regular expressions of the names of the modules that ``--compile`` compiles.
     """
 
@@ -91,10 +97,10 @@ class Detector:
     pictures: Callable[[dict[str, Any], dict[str, Any]], dict[str, Tensor]] = self_information
     architecture: tuple[str, ...] = ARCHITECTURE
     changeable: tuple[str, ...] = ()
-    plain: Mapping[str, Any] = field(default_factory=dict)
-    optional_weights: tuple[str, ...] = ()
+    plain: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     renewable: tuple[str, ...] = ("class_embed",)
     fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
     parameter_groups: Callable[[Namespace, int], list[tuple[str, float]]] = backbone_and_rest
+    evaluations: Callable[[Namespace], dict[str, dict[str, Any]]] = as_it_is
     compiled: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ def self_information(logits: Tensor, key_padding_mask: Tensor | None = None) -> 
         (B, N), in [0, log2(e)/e].
     """
     if key_padding_mask is not None:
-        logits = logits.masked_fill(key_padding_mask, -torch.inf)
+        logits = logits.masked_fill(key_padding_mask, torch.finfo(logits.dtype).min)  # finite, also where all is padding
     p = logits.softmax(-1) + 1e-8
     information = -p * p.log2()
     return information if key_padding_mask is None else information.masked_fill(key_padding_mask, 0.0)

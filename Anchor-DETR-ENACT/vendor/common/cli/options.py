@@ -85,28 +85,34 @@ def follow_checkpoint(
     for name, weights in detector.told.items():
         if not {name} & (explicit | recorded.keys()) and any(weights in key for key in checkpoint["model"]):
             raise UserError(f"{path} does not tell the --{name} that it was trained with: pass it")
+    lines = []
+    warm = {name for name, (value, _) in detector.plain.items() if args.finetune and revealed.get(name) == value}
     for name in detector.architecture:
         known = revealed.get(name, recorded.get(name))
-        if known is None or name in explicit and getattr(args, name) == known:
+        if known is None or name in warm or name in explicit and getattr(args, name) == known:
             continue
         if name in explicit and args.finetune and name in detector.fresh:
             checkpoint["fresh"] = (*checkpoint.get("fresh", ()), *detector.fresh[name])
             continue
         if name in explicit:
             raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {known}")
+        if name in detector.plain and name not in recorded and known != getattr(args, name):
+            lines.append(_as_trained(path, name, known))
         setattr(args, name, known)
     continued = args.resume and "detector" in checkpoint
     followed = {*vars(args)} - PER_CALL - {*detector.architecture} if continued else {*CHANGEABLE, *detector.changeable}
     if args.eval or args.predict or args.export:
         followed -= {"amp"}
-    if args.finetune:  # a warm start of what the user asked for
-        followed -= {name for name, value in detector.plain.items() if revealed.get(name) == value}
-    options, lines = revealed | recorded, []
-    for name in sorted(followed - explicit):
+    options = revealed | recorded
+    for name in sorted(followed - warm - explicit):
         if name not in options:
             continue
-        expected = (getattr(args, name), detector.plain.get(name))
+        expected = (getattr(args, name), *detector.plain.get(name, ())[:1])
         if name in detector.changeable and name not in recorded and options[name] not in expected:
-            lines.append(f"{path} was trained with --{name} {options[name]}, and is used so")
+            lines.append(_as_trained(path, name, options[name]))
         setattr(args, name, options[name])
     return lines
+
+
+def _as_trained(path: str, name: str, value: Any) -> str:
+    return f"{path} was trained with --{name} {value}, and is used so"

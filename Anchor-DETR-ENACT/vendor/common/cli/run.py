@@ -17,12 +17,12 @@ from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..detector import Detector
 from ..errors import UserError
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import evaluate_all
 from ..losses.criterion import Criterion
 from ..models.checkpoint import load_checkpoint, save_checkpoint
 from ..models.model import DetectionModel
 from ..models.speed import set_tf32, speed_up
-from ..output.files import prepare_output, summary, write_json
+from ..output.files import prepare_output, summaries, write_json
 from ..output.predict import find_images, predict
 from ..training import interrupts
 from ..training.loop import train
@@ -105,13 +105,16 @@ def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator
     _print_remarks({"val2017": val}, accelerator)
     model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
     loader: DataLoader = evaluation_loader(val, args.batch_size, args.num_workers, **_processes(accelerator))
-    stats, losses, results = evaluate(accelerator.prepare(model), criterion, detector.build_postprocess(args), loader, accelerator)
+    evaluations = evaluate_all(detector, args, accelerator.prepare(model), criterion, loader, accelerator)
     if accelerator.is_main_process:
         options = {name: getattr(args, name) for name in detector.changeable}
         description = {"detector": detector.name, "checkpoint": args.resume} | options | {"images": len(val)}
-        write_json(args.output_dir / "predictions.json", results)
-        write_json(args.output_dir / "eval.json", {"coco_eval_bbox": stats, "losses": losses} | description)
-        print(f"{len(val)} images: {summary(stats)}; details in {args.output_dir / 'eval.json'}")
+        rows = {name: {"coco_eval_bbox": e.stats, "losses": e.losses} for name, e in evaluations.items()}
+        first = next(iter(rows))
+        named = {"evaluations": rows} if first else {}
+        write_json(args.output_dir / "predictions.json", evaluations[first].results)
+        write_json(args.output_dir / "eval.json", rows[first] | description | named)
+        print(f"{len(val)} images: {'; '.join(summaries(evaluations))}; details in {args.output_dir / 'eval.json'}")
 
 
 def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:

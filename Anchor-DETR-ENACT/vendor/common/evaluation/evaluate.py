@@ -1,6 +1,9 @@
 """One pass over a dataset."""
 
-from typing import Any
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -8,6 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..detector import Detector
 from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
 from ..output.meter import Meter
@@ -15,17 +19,48 @@ from .coco import coco_evaluate, coco_results
 from .postprocess import PostProcess
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation found; on other processes than the main one ``stats`` and ``results`` are empty.
+
+    Attributes:
+        stats: the 12 numbers of COCO's evaluation.
+        losses: the mean of every loss.
+        results: all detections in COCO's results format, in the order of the image ids.
+    """
+
+    stats: list[float]
+    losses: dict[str, float]
+    results: list[dict[str, Any]]
+
+
+def evaluate_all(
+    detector: Detector, args: Namespace, model: DetectionModel, criterion: Criterion, loader: DataLoader, accelerator: Accelerator
+) -> dict[str, Evaluation]:
+    """All evaluations of a detector by their names, see ``Detector.evaluations``; the first is the one that counts."""
+    postprocess, found = detector.build_postprocess(args), {}
+    for name, attributes in detector.evaluations(args).items():
+        with _changed(accelerator.unwrap_model(model), attributes):
+            found[name] = evaluate(model, criterion, postprocess, loader, accelerator)
+    return found
+
+
+@contextmanager
+def _changed(model: DetectionModel, attributes: Mapping[str, Any]) -> Iterator[None]:
+    before = {name: getattr(model, name) for name in attributes}
+    vars(model).update(attributes)
+    try:
+        yield
+    finally:
+        vars(model).update(before)
+
+
 @torch.no_grad()
 def evaluate(
     model: DetectionModel, criterion: Criterion, postprocess: PostProcess, loader: DataLoader, accelerator: Accelerator
-) -> tuple[list[float], dict[str, float], list[dict[str, Any]]]:
+) -> Evaluation:
     """Evaluates every image of the loader's dataset once.
 
     Three device synchronisations per batch beside the model's own: the matching, the losses and the detections.
-
-    Returns:
-        On the main process the 12 numbers of COCO's evaluation, the mean of every loss, and all detections in COCO's results
-        format, in the order of the image ids. On the others the first and the last are empty.
     """
     model = accelerator.unwrap_model(model).eval()  # processes may have different numbers of batches: nothing is exchanged
     meter, results = Meter(), []
@@ -41,6 +76,6 @@ def evaluate(
     losses = meter.means(accelerator)
     results = gather_object(results)
     if not accelerator.is_main_process:
-        return [], losses, []
+        return Evaluation([], losses, [])
     results.sort(key=lambda r: r["image_id"])  # stable: the detections of an image keep their order
-    return coco_evaluate(loader.dataset.coco, results), losses, results
+    return Evaluation(coco_evaluate(loader.dataset.coco, results), losses, results)

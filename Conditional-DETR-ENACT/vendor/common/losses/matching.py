@@ -3,7 +3,7 @@
 Shapes: L decoder layers, B images, Q queries, C classes, T objects of the batch, K matched pairs of all layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,11 @@ class PredictedSet(NamedTuple):
     targets: list[dict]
     allowed: Tensor | None = None
 
+    @classmethod
+    def of(cls, outputs: dict[str, Tensor], targets: list[dict], allowed: Tensor | None = None) -> "PredictedSet":
+        """The predictions ``pred_logits`` and ``pred_boxes`` of a model, in float32."""
+        return cls(outputs["pred_logits"].float(), outputs["pred_boxes"].float(), targets, allowed)
+
 
 @dataclass(frozen=True)
 class HungarianMatcher:
@@ -62,10 +67,6 @@ class HungarianMatcher:
     focal: bool
     alpha: float = 0.25
     gamma: float = 2.0
-
-    def __call__(self, pred_logits: Tensor, pred_boxes: Tensor, targets: list[dict]) -> Matching:
-        """As :meth:`match`, for a single set."""
-        return self.match([PredictedSet(pred_logits, pred_boxes, targets)])[0]
 
     @torch.no_grad()
     def match(self, sets: Sequence[PredictedSet]) -> list[Matching]:
@@ -87,18 +88,14 @@ class HungarianMatcher:
     @staticmethod
     def assign(cost: np.ndarray, targets: list[dict], device: torch.device) -> Matching:
         """cost (L, Q, T) on the host -> the pairs of least cost, of each layer and image."""
+
+        def least_cost(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            query, target = linear_sum_assignment(costs)
+            found = costs[query, target] < FORBIDDEN / 2  # else there were too few predictions
+            return query[found], target[found]
+
         # A diverged model has no best assignment; any will do, since the loop stops at its loss.
-        cost = np.nan_to_num(cost, nan=0.0, posinf=0.0, neginf=0.0)
-        pairs, start = [], 0
-        for image, size in enumerate(len(t["labels"]) for t in targets):
-            for layer, costs in enumerate(cost[:, :, start : start + size]):
-                query, target = linear_sum_assignment(costs)
-                found = costs[query, target] < FORBIDDEN / 2  # else there were too few predictions
-                query, target = query[found], target[found] + start
-                pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target)))
-            start += size
-        index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
-        return Matching(*index.to(device, non_blocking=True))
+        return pair(np.nan_to_num(cost, nan=0.0, posinf=0.0, neginf=0.0), targets, device, least_cost)
 
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
         """One image: logits (L, Q, C), boxes (L, Q, 4), its n objects -> (L, Q, n)."""
@@ -116,6 +113,30 @@ class HungarianMatcher:
         cost_giou = -generalized_box_iou(corners, target_corners)
         geometry = self.cost_bbox * cost_bbox + self.cost_giou * cost_giou
         return self.cost_class * cost_class + geometry.view(layers, queries, -1)
+
+
+def pair(
+    numbers: np.ndarray,
+    targets: list[dict],
+    device: torch.device,
+    choose: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> Matching:
+    """The pairs of every image and layer.
+
+    Args:
+        numbers: (L, Q, T) of every pair, on the host, the objects image after image.
+        targets: per image ``labels`` (n,).
+        device: for the result.
+        choose: of one layer and image, numbers (Q, n) -> queries and objects of its pairs, (k,) each.
+    """
+    pairs, start = [], 0
+    for image, size in enumerate(len(t["labels"]) for t in targets):
+        for layer, own in enumerate(numbers[:, :, start : start + size]):
+            query, target = choose(own)
+            pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, image), query, target + start)))
+        start += size
+    index = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
+    return Matching(*index.to(device, non_blocking=True))
 
 
 def fetch(numbers: Sequence[Tensor]) -> list[np.ndarray]:

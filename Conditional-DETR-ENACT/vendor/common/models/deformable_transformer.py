@@ -17,6 +17,8 @@ from .levels import Levels
 from .positions import sine_embedding
 from .transformer import TransformerOptions
 
+ABSENT = -20.0  # logit of the classes of a query that stands for no token
+
 
 class DeformableEncoderLayer(nn.Module):
     """Deformable attention of tokens to tokens, feed-forward network; each followed by a norm.
@@ -44,6 +46,25 @@ class DeformableEncoderLayer(nn.Module):
         attended, _ = self.self_attn(tgt + pos, reference, memory, levels.mask, levels.shapes)
         tgt = self.norm1(tgt + self.dropout1(attended))
         return self.norm2(tgt + self.dropout3(self.linear2(self.dropout2(F.relu(self.linear1(tgt))))))
+
+
+class DeformableEncoder(nn.Module):
+    """A stack of encoder layers.
+
+    Args: as for its layers.
+    """
+
+    def __init__(self, options: TransformerOptions, num_levels: int, num_points: int):
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableEncoderLayer(options, num_levels, num_points) for _ in range(options.enc_layers))
+
+    def forward(self, levels: Levels) -> tuple[Tensor, list[Tensor]]:
+        """The memory (B, N, d), and in training what each layer made (B, N, d)."""
+        memory, outputs = levels.src, []
+        for layer in self.layers:
+            memory = layer(memory, levels.pos, levels.references, memory, levels)
+            outputs += [memory] if self.training else []
+        return memory, outputs
 
 
 class DeformableDecoderLayer(nn.Module):

@@ -1,6 +1,7 @@
 """What a run leaves in its output folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import UserError
 from ..evaluation.coco import METRICS
+from ..evaluation.evaluate import Evaluation
 from ..models.checkpoint import load_checkpoint
 from .curves import plot_curves
 
@@ -68,6 +70,11 @@ def write_log(folder: Path, log: dict[str, Any], writer: SummaryWriter) -> None:
     plot_curves(folder / "log.txt", folder / "curves.png")
 
 
-def summary(stats: list[float]) -> str:
-    """The average precisions in one line."""
-    return ", ".join(f"{name} {value:.3f}" for name, value in zip(METRICS[:6], stats, strict=False) if value >= 0)
+def summaries(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """The average precisions, a line for each evaluation, behind its name where it has one."""
+    lines = []
+    for name, evaluation in evaluations.items():
+        shown = zip(METRICS[:6], evaluation.stats, strict=False)
+        line = ", ".join(f"{metric} {value:.3f}" for metric, value in shown if value >= 0)
+        lines.append(f"{name.replace('_', ' ')}: {line}" if name else line)
+    return lines

@@ -75,7 +75,7 @@ class SetCriterion(Criterion):
         Logged beside the losses of :func:`weigh`: ``class_error`` (% of matched queries with another class on top) and
         ``cardinality_error_unscaled``.
         """
-        predicted = PredictedSet(outputs["pred_logits"].float(), outputs["pred_boxes"].float(), targets)
+        predicted = PredictedSet.of(outputs, targets)
         [matching] = self.matcher.match([predicted])
         total, logs = self.set_loss(predicted, matching, self.divisors(count, num_processes))
         return total, logs | self.errors(predicted, matching)
@@ -120,8 +120,26 @@ class SetCriterion(Criterion):
         }
 
 
-def build_criterion(args: Namespace, class_loss: FocalLoss | CrossEntropy, num_queries: int) -> SetCriterion:
-    """The losses of either family, see :class:`SetCriterion`, with the weights that the options give."""
+def as_objects(targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The targets of predictions that tell objects, class 0, from everything else."""
+    return [t | {"labels": torch.zeros_like(t["labels"])} for t in targets]
+
+
+def build_criterion(
+    args: Namespace,
+    class_loss: FocalLoss | CrossEntropy,
+    num_queries: int,
+    kind: type[SetCriterion] = SetCriterion,
+    **own: Any,
+) -> SetCriterion:
+    """The losses of either family with the weights that the options give.
+
+    Args:
+        args: the options.
+        class_loss, num_queries: see :class:`SetCriterion`.
+        kind: :class:`SetCriterion` or what is made of it.
+        own: what it takes beside that.
+    """
     matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, isinstance(class_loss, FocalLoss))
     weights = {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
-    return SetCriterion(matcher, class_loss, weights, num_queries)
+    return kind(matcher, class_loss, weights, num_queries, **own)

@@ -7,12 +7,12 @@ from .backbone import build_backbone
 from .positions import build_position_embedding
 
 
-def build_parts(args: Namespace, num_classes: int, load_backbone: bool) -> dict[str, Any]:
-    """All arguments of such a model but its transformer."""
+def build_parts(args: Namespace, num_logits: int, load_backbone: bool) -> dict[str, Any]:
+    """All arguments of a :class:`SingleScaleDetector` but its transformer."""
     return {
         "backbone": build_backbone(args, load_backbone),
         "position_embedding": build_position_embedding(args.position_embedding, args.hidden_dim),
-        "num_classes": num_classes,
+        "num_logits": num_logits,
         "num_queries": args.num_queries,
         "aux_loss": not args.no_aux_loss,
     }

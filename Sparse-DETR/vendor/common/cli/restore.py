@@ -63,11 +63,13 @@ def build_model(
     if not source:
         return model, []
     state_dict = detector.adapt(checkpoint["model"], args.nheads)
-    may_be_new: tuple[str, ...] = ()
+    may_be_new = []
     if args.finetune:
-        may_be_new = (*detector.renewable, *detector.optional_weights, *checkpoint.get("fresh", ()))
+        optional = [weights for _, weights in detector.plain.values()]
+        may_be_new = [*detector.renewable, *optional, *checkpoint.get("fresh", ())]
     elif args.eval or args.predict:  # with an encoder that the user chose, whatever it was trained with
-        is_plain = not any(part in name for name in state_dict for part in detector.optional_weights)
-        becomes_plain = any(getattr(args, name) == value for name, value in detector.plain.items())
-        may_be_new = detector.optional_weights if is_plain != becomes_plain else ()
+        for name, (plain, weights) in detector.plain.items():
+            was_plain = not any(weights in key for key in state_dict)
+            if was_plain != (getattr(args, name) == plain):
+                may_be_new.append(weights)
     return model, load_model(model, state_dict, source, may_be_new)

@@ -30,6 +30,22 @@ def reveal_transformer(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     } | reveal_backbone(state_dict)
 
 
+def reveal_detr(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options of a detector with DETR's names and classes, the last of which is "no object"; and ``num_classes``.
+
+    Raises:
+        KeyError: the names are others.
+    """
+    decoder = "transformer.decoder.layers.0.multihead_attn.in_proj_weight"
+    if decoder not in state_dict:  # Conditional DETR has another attention there, and else DETR's names
+        raise KeyError(decoder)
+    own = {
+        "num_classes": len(state_dict["class_embed.bias"]) - 1,
+        "pre_norm": "transformer.encoder.norm.weight" in state_dict,
+    }
+    return own | reveal_transformer(state_dict)
+
+
 def reveal_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """The options that a detector's weights tell about its backbone.
 

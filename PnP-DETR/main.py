@@ -1,0 +1,12 @@
+"""PnP-DETR: train, evaluate, predict. ``python PnP-DETR/main.py --help`` lists the options."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "vendor"))
+
+from common.cli.run import main
+from pnp_detr import DETECTOR
+
+if __name__ == "__main__":
+    sys.exit(main(DETECTOR))

@@ -1,0 +1,58 @@
+"""DETR's transformer behind poll and pool (Wang et al., ICCV 2021), with or without ENACT in its encoder.
+
+Shapes: L decoder layers, B images, H x W pixels, N = H * W, Q queries, d features.
+"""
+
+from torch import Tensor, nn
+
+from common.models.detr_decoder import TransformerDecoder
+from common.models.transformer import TransformerOptions
+from enact import TransformerEncoder
+
+from .sampler import Sampled, Sampler
+
+
+class Transformer(nn.Module):
+    """Sampler, encoder and decoder; encoder and decoder see the short sequence alone.
+
+    Args:
+        options: size and form.
+        sampler: None for DETR.
+        num_pooled: of the sampler's vectors: ENACT leaves them as they are, since they are clusters already.
+        clustering: "region", "window" or "none", of the polled pixels.
+        smoothing_sigma: standard deviation of ENACT's Gaussian, in polled pixels.
+    """
+
+    def __init__(
+        self, options: TransformerOptions, sampler: Sampler | None, num_pooled: int, clustering: str, smoothing_sigma: float
+    ):
+        super().__init__()
+        self.d_model = options.d_model
+        self.encoder = TransformerEncoder(
+            **options.encoder(), clustering=clustering, smoothing_sigma=smoothing_sigma, unclustered=num_pooled if sampler else 0
+        )
+        self.decoder = TransformerDecoder(options)
+        for p in self.parameters():
+            if p.dim() > 1:
+                nn.init.xavier_uniform_(p)
+        self.sampler = sampler  # behind the Xavier initialisation, as published: it starts as its layers do
+
+    def forward(self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor, ratio: float) -> tuple[Tensor, Sampled | None]:
+        """Detects.
+
+        Args:
+            src: (B, d, H, W).
+            mask: (B, N) bool, True = padding.
+            query_embed: (Q, d).
+            pos: (B, N, d).
+            ratio: share of the valid pixels that is polled.
+
+        Returns:
+            (L, B, Q, d), and the sample.
+        """
+        if self.sampler is None:
+            memory = self.encoder(src.flatten(2).transpose(1, 2), mask, pos)
+            return self.decoder(query_embed, memory, mask, pos), None
+        sampled = self.sampler(src, mask, pos, ratio)
+        memory = self.encoder(sampled.src, sampled.mask, sampled.pos)
+        return self.decoder(query_embed, memory, sampled.mask, sampled.pos), sampled

@@ -1,0 +1,236 @@
+"""A detector's command: train, evaluate, predict or export."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from ..data.annotations import category_names
+from ..data.coco import CocoDetection
+from ..data.loading import build_dataset, evaluation_loader, training_loader
+from ..data.shapes import ensure_shapes_dataset
+from ..detector import Detector
+from ..errors import UserError
+from ..evaluation.evaluate import evaluate_all
+from ..losses.criterion import Criterion
+from ..models.checkpoint import load_checkpoint, save_checkpoint
+from ..models.model import DetectionModel
+from ..models.speed import set_tf32, speed_up
+from ..output.files import prepare_output, summaries, write_json
+from ..output.predict import find_images, predict
+from ..training import interrupts
+from ..training.loop import train
+from .options import CHANGEABLE, check, follow_checkpoint, parse
+from .restore import build_model
+
+DEMO_PICTURES = 12
+
+
+def main(detector: Detector, argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code. A mistake of the user ends as one sentence and code 2."""
+    interrupts.install()
+    try:
+        run(detector, argv)
+    except UserError as error:
+        print(f"{detector.name}: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Exception) as error:
+        if not interrupts.received():
+            raise
+        message = error if isinstance(error, KeyboardInterrupt) else interrupts.received()
+        print(f"{detector.name}: {message}", file=sys.stderr)
+        return 130  # what shells call a run that was interrupted
+    return 0
+
+
+def run(detector: Detector, argv: list[str] | None = None) -> None:
+    """Parses the command line and does what it says; UserError where it cannot."""
+    args, explicit = parse(detector, argv)
+    check(args)
+    on_cpu = _is_on_cpu(args)
+    checkpoint: dict[str, Any] = {}
+    if source := args.resume or args.finetune:
+        state = PartialState(cpu=on_cpu)
+        with state.main_process_first():  # one process downloads, the others find the file
+            checkpoint = load_checkpoint(source)
+        for line in follow_checkpoint(detector, args, explicit, checkpoint, source):
+            state.print(line)
+        check(args)
+    accelerator = build_accelerator(args)  # now, as its precision may be the checkpoint's
+    if not on_cpu:
+        set_tf32(not (args.eval or args.predict) if args.tf32 is None else args.tf32)
+    torch.manual_seed(args.seed)
+    if args.predict:
+        run_prediction(detector, args, accelerator, checkpoint)
+    elif args.export:
+        run_export(detector, args, checkpoint)
+    elif args.eval:
+        run_evaluation(detector, args, accelerator, checkpoint)
+    else:
+        run_training(detector, args, accelerator, checkpoint)
+
+
+def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
+    """Trains; the demo also draws what it has learned to detect."""
+    coco_path = _dataset_folder(args, accelerator)
+    val = build_dataset(coco_path, "val", args.image_size, args.seed)
+    training = build_dataset(coco_path, "train", args.image_size, args.seed)
+    prepare_output(args.output_dir, accelerator, starts=not args.resume, demo=args.demo)
+    names = _categories(category_names(training.coco), "train2017", args, checkpoint, val)
+    _print_remarks({"train2017": training, "val2017": val}, accelerator)
+    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, max(names) + 1)
+    processes = _processes(accelerator)
+    train_loader = training_loader(training, args.batch_size, args.num_workers, seed=args.seed, bucket=args.bucket, **processes)
+    val_loader = evaluation_loader(val, args.batch_size, args.num_workers, **processes)
+    train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, names)
+    if args.demo and accelerator.is_main_process:
+        pictures = [val.path(i) for i in val.ids[:DEMO_PICTURES]]
+        folder = args.output_dir / "pictures"
+        _draw(detector, args, accelerator, model, pictures, folder, names=names, information=True, truth=val.coco)
+        print(f"detections beside their self-information: {folder}")
+
+
+def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
+    """Writes ``eval.json`` and ``predictions.json``."""
+    val = build_dataset(_dataset_folder(args, accelerator), "val", args.image_size, args.seed)
+    prepare_output(args.output_dir, accelerator)
+    known = checkpoint.get("category_names")
+    _categories(known or category_names(val.coco), args.resume, args, checkpoint, val)
+    _print_remarks({"val2017": val}, accelerator)
+    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
+    loader: DataLoader = evaluation_loader(val, args.batch_size, args.num_workers, **_processes(accelerator))
+    evaluations = evaluate_all(detector, args, accelerator.prepare(model), criterion, loader, accelerator)
+    if accelerator.is_main_process:
+        options = {name: getattr(args, name) for name in detector.changeable}
+        description = {"detector": detector.name, "checkpoint": args.resume} | options | {"images": len(val)}
+        rows = {name: {"coco_eval_bbox": e.stats, "losses": e.losses} for name, e in evaluations.items()}
+        first = next(iter(rows))
+        named = {"evaluations": rows} if first else {}
+        write_json(args.output_dir / "predictions.json", evaluations[first].results)
+        write_json(args.output_dir / "eval.json", rows[first] | description | named)
+        print(f"{len(val)} images: {'; '.join(summaries(evaluations))}; details in {args.output_dir / 'eval.json'}")
+
+
+def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
+    """Draws detections on images."""
+    images = find_images(args.predict)
+    prepare_output(args.output_dir, accelerator)
+    model, _ = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
+    names = checkpoint.get("category_names") or _coco_names(checkpoint["num_classes"])
+    folder = args.output_dir / "predictions"
+    if accelerator.is_main_process:
+        model.to(accelerator.device)
+        _draw(detector, args, accelerator, model, images, folder, names=names, information=args.information)
+        print(f"{len(images)} pictures in {folder}")
+
+
+def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) -> None:
+    """Writes the weights under the published names, with the options that the model was built with."""
+    model, _ = build_model(detector, args, checkpoint, checkpoint["num_classes"])
+    kept = (*detector.architecture, *CHANGEABLE, *detector.changeable)
+    options = {name: getattr(args, name) for name in kept if hasattr(args, name)}
+    exported = {"model": detector.export(model.state_dict(), args.nheads), "args": options}
+    names = {"category_names": checkpoint["category_names"]} if "category_names" in checkpoint else {}
+    save_checkpoint(args.export, exported | names)
+    print(f"{len(exported['model'])} weights in {args.export}")
+
+
+def build_accelerator(args: Namespace) -> Accelerator:
+    """Device, precision and processes."""
+    on_cpu = _is_on_cpu(args)
+    if on_cpu and args.amp == "fp16":
+        raise UserError("--amp fp16 needs a GPU: pass --amp bf16 or no")
+    AcceleratorState._reset_state()  # a process may hold several runs, of different precision
+    return Accelerator(cpu=on_cpu, mixed_precision=args.amp)
+
+
+def _is_on_cpu(args: Namespace) -> bool:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but no CUDA device is available: pass --device cpu")
+    return args.device == "cpu" or not torch.cuda.is_available()
+
+
+def _processes(accelerator: Accelerator) -> dict[str, Any]:
+    """What the data loaders need to know about this process and the others."""
+    return {
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+
+
+def _dataset_folder(args: Namespace, accelerator: Accelerator) -> Path:
+    if args.coco_path:
+        return args.coco_path
+    with accelerator.main_process_first():
+        return ensure_shapes_dataset(Path("data") / "shapes", progress=accelerator.is_main_process)
+
+
+def _print_remarks(datasets: dict[str, CocoDetection], accelerator: Accelerator) -> None:
+    for split, dataset in datasets.items():
+        if remarks := dataset.remarks():
+            accelerator.print(f"{split}: {len(dataset)} images, of which {'; '.join(remarks)}")
+
+
+def _categories(
+    names: dict[int, str], source: str, args: Namespace, checkpoint: dict[str, Any], val: CocoDetection
+) -> dict[int, str]:
+    """Category id -> name, as given; UserError where the validation set or the checkpoint does not fit."""
+    unknown = category_names(val.coco).keys() - names.keys()
+    if unknown:
+        raise UserError(
+            f"the annotations of val2017 have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
+            "give both the same categories"
+        )
+    if args.resume and max(names) >= checkpoint["num_classes"]:
+        raise UserError(
+            f"the dataset has the category id {max(names)}, but {args.resume} knows {checkpoint['num_classes']} classes: "
+            "train on another dataset with --finetune"
+        )
+    return names
+
+
+def _coco_names(num_classes: int) -> dict[int, str]:
+    """The names of COCO's categories for a published checkpoint, which has 91 classes and no names."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return dict(enumerate(names)) if num_classes == len(names) else {}
+
+
+def _model_and_losses(
+    detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any], num_classes: int
+) -> tuple[DetectionModel, Criterion]:
+    num_classes = checkpoint["num_classes"] if args.resume else num_classes
+    with accelerator.main_process_first():
+        model, messages = build_model(detector, args, checkpoint, num_classes)
+    for line in messages:
+        accelerator.print(line)
+    criterion = detector.build_criterion(args, num_classes).to(accelerator.device)
+    return speed_up(model, detector.compiled, args, accelerator.device), criterion
+
+
+def _draw(
+    detector: Detector,
+    args: Namespace,
+    accelerator: Accelerator,
+    model: DetectionModel,
+    images: list[Path],
+    folder: Path,
+    **contents: Any,
+) -> None:
+    predict(
+        model,
+        detector,
+        images,
+        folder,
+        postprocess=detector.build_postprocess(args),
+        accelerator=accelerator,
+        image_size=args.image_size,
+        score_threshold=args.score_threshold,
+        **contents,
+    )

@@ -1,0 +1,37 @@
+"""Image files, whatever their mode, as RGB."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+
+
+@contextlib.contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image whose pixels are not read yet.
+
+    Raises:
+        UserError: not an image, or, inside the context, a truncated one.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image ({error}): repair it or remove it from the dataset") from error
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image as RGB, whatever its mode; its EXIF rotation is ignored, as COCO's annotations do.
+
+    Raises:
+        UserError: not an image, or a truncated one.
+    """
+    with open_image(path) as image:
+        if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, leaving a white image
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")

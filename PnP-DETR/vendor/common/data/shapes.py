@@ -1,0 +1,192 @@
+"""The built-in shapes dataset: synthetic object detection on disk in the layout of COCO 2017, drawn in seconds.
+
+    <root>/train2017/000000000001.jpg ...     <root>/annotations/instances_train2017.json
+    <root>/val2017/000000000001.jpg ...       <root>/annotations/instances_val2017.json
+
+Six classes, told apart by their outline alone, lie on textured backgrounds at many scales. They overlap and are
+cut by the image border; about 5 % of the images are empty and about 3 % contain a crowd. Boxes and polygons are
+amodal: they span the whole shape inside the image, also where another one hides it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from ..errors import UserError
+from .shapes_drawing import CLASSES, draw_image
+
+FORMAT = 1  # to be raised whenever the same parameters give other images or annotations
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 4096
+
+
+def _info(split: str, count: int, image_size: int, seed: int) -> dict:
+    return {
+        "description": f"Built-in shapes dataset, {split}2017",
+        "format": FORMAT,
+        "split": split,
+        "count": count,
+        "image_size": image_size,
+        "seed": seed,
+    }
+
+
+def _image_name(index: int) -> str:
+    return f"{index + 1:012d}.jpg"
+
+
+def _annotation_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}2017.json"
+
+
+def _write_split(root: Path, split: str, count: int, image_size: int, seed: int, progress: bool) -> None:
+    folder = root / f"{split}2017"
+    folder.mkdir()
+    images, annotations = [], []
+    for index in tqdm(range(count), desc=folder.name, unit="image", disable=not progress):
+        image, objects = draw_image(seed, split, index, image_size)
+        height, width = image.shape[:2]
+        name = _image_name(index)
+        (folder / name).write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+        for annotation in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, start=1)]
+    content = {
+        "info": _info(split, count, image_size, seed),
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    _annotation_file(root, split).write_text(json.dumps(content, separators=(",", ":")))
+
+
+def _check(train: int, val: int, image_size: int, seed: int) -> None:
+    for name, value in (("train", train), ("val", val), ("seed", seed)):
+        if value < 0:
+            raise UserError(f"the shapes dataset cannot have {name}={value}: choose 0 or more")
+    if not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(
+            f"the shapes dataset cannot have image_size={image_size}: choose {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels"
+        )
+
+
+@contextmanager
+def _access_to(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the shapes dataset cannot be written to {root} ({error.strerror or error}): choose a folder that can be written"
+        ) from error
+
+
+def _occupied(root: Path) -> bool:
+    return root.exists() and (not root.is_dir() or any(root.iterdir()))
+
+
+def _holds(root: Path, train: int, val: int, image_size: int, seed: int) -> bool:
+    for split, count in (("train", train), ("val", val)):
+        try:
+            content = json.loads(_annotation_file(root, split).read_text())
+            names = set(os.listdir(root / f"{split}2017"))
+        except (OSError, ValueError):
+            return False
+        if not isinstance(content, dict) or content.get("info") != _info(split, count, image_size, seed):
+            return False
+        if not names.issuperset(map(_image_name, range(count))):
+            return False
+    return True
+
+
+def write_shapes_dataset(
+    root: str | os.PathLike, *, train: int = 2000, val: int = 250, image_size: int = 128, seed: int = 0, progress: bool = True
+) -> Path:
+    """Writes the dataset to `root`, which must be missing or empty, as a whole or not at all, and returns `root`.
+
+    Args:
+        train, val: number of images of each split.
+        image_size: longer side of the images in pixels, 16 to 4096; the shorter side is 0.7 to 1 times as long.
+        seed: image i of a split depends on (seed, split, i, image_size) alone, so larger datasets begin with the same.
+        progress: shows a progress bar per split.
+    Raises:
+        UserError: on impossible numbers, where `root` holds something already, and where it cannot be written.
+    """
+    root = Path(root)
+    _check(train, val, image_size, seed)
+    with _access_to(root):
+        if _occupied(root):
+            raise UserError(f"{root} is not empty: choose another folder for the shapes dataset or remove it")
+        target = root.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".shapes-{uuid.uuid4().hex}")
+        try:
+            (temporary / "annotations").mkdir(parents=True)
+            for split, count in (("train", train), ("val", val)):
+                _write_split(temporary, split, count, image_size, seed, progress)
+            if target.exists():
+                target.rmdir()  # Windows cannot rename onto an empty folder
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+def ensure_shapes_dataset(
+    root: str | os.PathLike, *, train: int = 2000, val: int = 250, image_size: int = 128, seed: int = 0, progress: bool = True
+) -> Path:
+    """Returns `root` if it holds exactly this dataset, and writes it there first if it is missing or empty.
+
+    Arguments and errors are those of `write_shapes_dataset`; nothing that `root` holds is ever changed.
+    """
+    root = Path(root)
+    wanted = {"train": train, "val": val, "image_size": image_size, "seed": seed}
+    _check(**wanted)
+    with _access_to(root):
+        if not _occupied(root):
+            try:
+                return write_shapes_dataset(root, **wanted, progress=progress)
+            except UserError:
+                if not _holds(root, **wanted):  # else another process was first to finish the same dataset
+                    raise
+        elif not _holds(root, **wanted):
+            raise UserError(
+                f"{root} holds something other than the shapes dataset with train={train}, val={val}, "
+                f"image_size={image_size}, seed={seed}: choose another folder or remove it"
+            )
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of the generator; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        f"python -m {__spec__.name}",
+        description="Write the built-in shapes dataset.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", default="data/shapes", help="folder to write; left alone if it holds this dataset already")
+    parser.add_argument("--train", type=int, default=2000, help="number of training images")
+    parser.add_argument("--val", type=int, default=250, help="number of validation images")
+    parser.add_argument("--image_size", type=int, default=128, help="longer side of the images in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds give other images")
+    args = parser.parse_args(arguments)
+    try:
+        root = ensure_shapes_dataset(args.output, train=args.train, val=args.val, image_size=args.image_size, seed=args.seed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{root}: {args.train} training and {args.val} validation images of the shapes dataset")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

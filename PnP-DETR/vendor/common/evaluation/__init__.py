@@ -1,0 +1,1 @@
+"""Post-processing, and COCO's average precision."""

@@ -1,0 +1,1 @@
+"""Parts of the models: backbones, position embeddings, small layers; and their checkpoints."""

@@ -1,0 +1,227 @@
+"""Pictures: detections, maps of self-information (Figure 4 of the paper), and panels of both.
+
+Images are uint8 RGB arrays (H, W, 3). Boxes are (n, 4): x0, y0, x1, y1 in pixels, where pixel i spans [i, i + 1).
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+# Okabe and Ito's colours without black, told apart with every common form of colour blindness:
+# yellow, vermilion, sky blue, bluish green, reddish purple, orange, blue.
+PALETTE = np.uint8([(240, 228, 66), (213, 94, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (230, 159, 0), (0, 114, 178)])
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+MIN_CAPITAL = 9  # px, height of the capitals in small images
+MIN_LEGIBLE_CAPITAL = 5  # px, a tag that fits the image only below this is left out
+DIMMED = 0.2  # brightness of an image where a map of bools is false
+MAX_ASPECT = 4  # an image in a panel is at most this many times wider than the panel is high
+
+
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    scores: Sequence[float] | None = None,
+    names: Mapping[int, str] | None = None,
+) -> np.ndarray:
+    """Return a copy of `image` with a coloured frame and a tag ("circle 0.93") for each box.
+
+    Args:
+        image: (H, W, 3).
+        boxes: (n, 4). Parts outside the image are cut off; boxes that miss the image or are not numbers are skipped.
+        labels: n category ids; each picks a colour of `PALETTE`, cycling.
+        scores: n confidences, shown in the tags, the surest box on top. None for annotations.
+        names: the names of category ids; an id without one is shown itself, an empty name leaves the score alone.
+    """
+    height, width = image.shape[:2]
+    side = math.sqrt(height * width)
+    thickness, capital = max(1, round(side / 160)), max(MIN_CAPITAL, round(side / 55))
+    canvas, colours = image.copy(), PALETTE[np.asarray(labels, dtype=int) % len(PALETTE)]
+    visible = _pixel_boxes(boxes, width, height)
+    order = sorted(visible, key=lambda i: 0 if scores is None else float(scores[i]))
+    for i in order:
+        _draw_frame(canvas, visible[i], colours[i], thickness)
+
+    tags, places = [], []
+    for i in reversed(order):  # the surest box chooses the place of its tag first
+        name = str((names or {}).get(int(labels[i]), int(labels[i])))
+        text = name if scores is None else f"{name} {scores[i]:.2f}"
+        tag = _tag(text, colours[i], capital, width, height)
+        if tag is not None:
+            tags.append(tag)
+            places.append(_tag_place(visible[i], tag.shape[1], tag.shape[0], width, height, places))
+    for tag, (x0, y0, x1, y1) in zip(reversed(tags), reversed(places), strict=True):
+        canvas[y0:y1, x0:x1] = tag
+    return canvas
+
+
+def information_map(information: np.ndarray, size: tuple[int, int], interpolation: int = cv2.INTER_CUBIC) -> np.ndarray:
+    """Colour a map of self-information from its minimum, dark, to its maximum, bright, in the colour map "inferno".
+
+    Args:
+        information: (h, w), one finite value per feature pixel.
+        size: (width, height) of the picture that is returned, in pixels.
+        interpolation: OpenCV's flag; `cv2.INTER_NEAREST` shows the feature pixels as they are.
+    """
+    information = np.asarray(information, dtype=np.float64)
+    unit = (information - information.min()) / (np.ptp(information) or 1)
+    # Values are interpolated, not colours: mixtures of colours are not on the colour map.
+    levels = np.clip(255 * cv2.resize(unit, size, interpolation=interpolation), 0, 255).round().astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+
+
+def panel(images: Sequence[np.ndarray], captions: Sequence[str], height: int = 320) -> np.ndarray:
+    """Return the images side by side on white, each scaled to `height` pixels, its caption centred below it.
+
+    An image that would become wider than four times `height` is scaled to that width and centred vertically.
+    """
+    columns = []
+    for image, caption in zip(images, captions, strict=True):
+        image, ink = _fit(image, height), _text(caption, max(MIN_CAPITAL, round(height / 34)))
+        text = cv2.cvtColor(255 - np.pad(ink, ((ink.shape[0] // 4, 0), (1, 1))), cv2.COLOR_GRAY2RGB)
+        width = max(image.shape[1], text.shape[1])
+        column = np.vstack([_pad(image, width, height), _pad(text, width, text.shape[0])])
+        columns += [column, np.full((column.shape[0], max(2, height // 40), 3), 255, dtype=np.uint8)]
+    return np.hstack(columns[:-1])
+
+
+def detection_panel(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    scores: Sequence[float] | None = None,
+    names: Mapping[int, str] | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
+    ground_truth: tuple[np.ndarray, Sequence[int]] | None = None,
+    height: int = 320,
+) -> np.ndarray:
+    """Return the panel [ground truth |] detections [| maps] of one image; maps of bools in a row of their own below.
+
+    The image is scaled before anything is drawn, so lines and letters are crisp for images of any size. As in Figure 4
+    of the paper, the detections reappear on the maps in the same colours. Of bools, the image itself shows where they are true.
+
+    Args:
+        image, boxes, labels, scores, names: as for `draw_detections`; boxes in pixels of `image`.
+        maps: caption -> (h, w) numbers or bools of the feature pixels that cover the image.
+        ground_truth: annotated boxes (m, 4) and their m labels.
+        height: of the images in the panel, in pixels.
+    """
+    canvas = _fit(image, height)
+    size = canvas.shape[1], canvas.shape[0]
+    scale = np.tile(np.divide(size, (image.shape[1], image.shape[0])), 2)
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4) * scale
+    pictures = {}
+    if ground_truth is not None:
+        true_boxes = np.asarray(ground_truth[0], dtype=float).reshape(-1, 4) * scale
+        pictures["Ground truth"] = draw_detections(canvas, true_boxes, ground_truth[1], names=names)
+    pictures["Detections"] = draw_detections(canvas, boxes, labels, scores, names)
+    chosen = {}
+    for caption, values in (maps or {}).items():
+        if values.dtype == bool:
+            shown = cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+            chosen[caption] = (canvas * (DIMMED + (1 - DIMMED) * shown[..., None])).round().astype(np.uint8)
+            continue
+        pictures[caption] = picture = information_map(values, size)
+        for i, box in _pixel_boxes(boxes, *size).items():
+            # Some colours resemble the map's: a dark line along the inside sets the frame off.
+            _draw_frame(picture, box, BLACK, thickness=3)
+            _draw_frame(picture, box, PALETTE[int(labels[i]) % len(PALETTE)], thickness=2)
+    panels = [panel(list(row.values()), list(row), height) for row in (pictures, chosen) if row]
+    return panels[0] if len(panels) == 1 else contact_sheet(panels)
+
+
+def contact_sheet(panels: Sequence[np.ndarray], columns: int = 1) -> np.ndarray:
+    """Return the panels on one white sheet, row by row, each centred in its cell of a grid."""
+    columns = min(columns, len(panels)) or 1
+    panels = [*panels, *[np.full((1, 1, 3), 255, dtype=np.uint8)] * (-len(panels) % columns)]
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    widths = [max(cell.shape[1] for cell in column) + 16 for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        height = max(cell.shape[0] for cell in row) + 16
+        lines.append(np.hstack([_pad(cell, width, height) for cell, width in zip(row, widths, strict=True)]))
+    return np.vstack(lines)
+
+
+def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write an RGB image in the format of the file name's extension. Raises `UserError` where that fails."""
+    path = Path(path)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"Cannot write the image {path}: name a file in a folder that exists and is writable.")
+    if not cv2.haveImageWriter(str(path)) or not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise UserError(f"Cannot write the image {path}: end its name with .png or .jpg and check the free space.")
+
+
+def _pixel_boxes(boxes: np.ndarray, width: int, height: int) -> dict[int, tuple[int, int, int, int]]:
+    """Return the boxes that meet the image, by index, rounded to at least one of its pixels; NaN meets nothing."""
+    visible = {}
+    for i, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, dtype=float).reshape(-1, 4).tolist()):
+        if x0 <= x1 and y0 <= y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0:
+            left, top = min(round(max(x0, 0)), width - 1), min(round(max(y0, 0)), height - 1)
+            right, bottom = max(round(min(x1, width)), left + 1), max(round(min(y1, height)), top + 1)
+            visible[i] = left, top, right, bottom
+    return visible
+
+
+def _draw_frame(canvas: np.ndarray, box: tuple, colour: Sequence[int], thickness: int) -> None:
+    """Colour the outermost pixels of a box, in place. A small box gets a thinner frame, so that it stays open."""
+    x0, y0, x1, y1 = box
+    t = max(1, min(thickness, (min(x1 - x0, y1 - y0) - 1) // 2))
+    for side in ((y0, y0 + t, x0, x1), (y1 - t, y1, x0, x1), (y0, y1, x0, x0 + t), (y0, y1, x1 - t, x1)):
+        canvas[side[0] : side[1], side[2] : side[3]] = colour
+
+
+def _text(text: str, capital: int) -> np.ndarray:
+    """Return the ink (2 * capital, w) uint8 of a line of text with capitals about `capital` pixels high.
+
+    The width is measured on the ink, as OpenCV 4 and 5 come with different fonts; it is 0 for blank text.
+    """
+    text = " ".join(text.split())
+    scale = capital / 21  # at scale 1 the capitals are 21 pixels high
+    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(1.5 * scale))
+    width = cv2.getTextSize(text, font, scale, thickness)[0][0] + 4 * capital
+    ink = np.zeros((2 * capital, width), dtype=np.uint8)
+    cv2.putText(ink, text, (capital, round(1.5 * capital)), font, scale, 255, thickness, cv2.LINE_AA)
+    inked = np.flatnonzero(ink.any(axis=0))
+    return ink[:, inked[0] : inked[-1] + 1] if inked.size else ink[:, :0]
+
+
+def _tag(text: str, colour: np.ndarray, capital: int, max_width: int, max_height: int) -> np.ndarray | None:
+    """Return text on a ground of this colour, shrunk to fit; None if it is blank or too small to be read."""
+    ink, margin = _text(text, capital), capital // 2
+    shrink = min(1, max_width / (ink.shape[1] + 2 * margin), max_height / ink.shape[0])
+    if not ink.size or shrink * capital < MIN_LEGIBLE_CAPITAL:
+        return None
+    ink = np.pad(ink, ((0, 0), (margin, margin)))
+    ink = cv2.resize(ink, (int(shrink * ink.shape[1]), int(shrink * ink.shape[0])), interpolation=cv2.INTER_AREA)
+    share = ink[..., None] / 255
+    letters = BLACK if colour @ (0.299, 0.587, 0.114) > 100 else WHITE
+    return (share * letters + (1 - share) * colour).round().astype(np.uint8)
+
+
+def _tag_place(box: tuple, w: int, h: int, width: int, height: int, taken: Sequence[tuple]) -> tuple:
+    """Return x0, y0, x1, y1 of a tag (h, w) at an edge of its box, inside the image, over the fewest tags."""
+    # Where the image ends, the nearest place inside it. Of equally good places the first, above the box, is taken.
+    xs = [min(max(x, 0), width - w) for x in (box[0], box[2] - w)]
+    ys = [min(max(y, 0), height - h) for y in (box[1] - h, box[1], box[3], box[3] - h)]
+    places = [(x, y, x + w, y + h) for y in ys for x in xs]
+    return min(places, key=lambda a: sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken))
+
+
+def _fit(image: np.ndarray, height: int) -> np.ndarray:
+    """Scale an image to `height` pixels, or to the width `MAX_ASPECT * height` if it would become wider."""
+    scale = min(height / image.shape[0], MAX_ASPECT * height / image.shape[1])
+    size = max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[0]))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _pad(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Centre an image on a white ground."""
+    x, y = width - image.shape[1], height - image.shape[0]
+    return np.pad(image, ((y // 2, y - y // 2), (x // 2, x - x // 2), (0, 0)), constant_values=255)

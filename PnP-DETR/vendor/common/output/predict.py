@@ -1,0 +1,107 @@
+"""Drawing a detector's answers on images."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from pycocotools.coco import COCO
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from ..data.images import read_image
+from ..data.loading import Batch, pad_batch
+from ..data.transforms import boxes_of, evaluation_transforms
+from ..detector import Detector
+from ..errors import UserError
+from ..evaluation.postprocess import PostProcess
+from ..models.model import DetectionModel
+from .drawing import detection_panel, draw_detections, save_image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Files as given, and the images of folders, sorted; UserError where there are none."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} holds no images: pass image files or a folder of them")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist: pass image files or folders to --predict")
+    return found
+
+
+@torch.no_grad()
+def predict(
+    model: DetectionModel,
+    detector: Detector,
+    images: list[Path],
+    folder: Path,
+    *,
+    postprocess: PostProcess,
+    accelerator: Accelerator,
+    names: dict[int, str],
+    image_size: int,
+    score_threshold: float,
+    information: bool,
+    truth: COCO | None = None,
+) -> None:
+    """Writes a picture per image to ``folder``: its detections; beside them, where asked, the true boxes and what decided.
+
+    Args:
+        model: on the accelerator's device; runs in the accelerator's precision.
+        names: category id -> name.
+        image_size: shortest side that the model sees.
+        score_threshold: least score of a box that is drawn.
+        information: draw the detector's own pictures beside it, such as the self-information of the last encoder layer.
+        truth: the dataset that the images are from, to draw their true boxes.
+    """
+    model = accelerator.unwrap_model(model).eval()
+    _make_folder(folder)
+    for path in tqdm(images, desc="pictures", leave=False):
+        image = read_image(path)
+        batch = batch_of(image, image_size).to(accelerator.device)
+        with detector.record(model) as records, accelerator.autocast():
+            outputs = model(batch.images, batch.mask)
+        orig_size = torch.tensor([[image.height, image.width]], device=accelerator.device)
+        scores, labels, boxes = (postprocess(outputs, orig_size)[0][k].cpu().numpy() for k in ("scores", "labels", "boxes"))
+        kept = scores >= score_threshold
+        scores, labels, boxes = scores[kept], labels[kept].tolist(), boxes[kept]
+        pixels = np.asarray(image)
+        if not (information or truth):
+            picture = draw_detections(pixels, boxes, labels, scores, names)
+        else:
+            maps = detector.pictures(records, outputs) if information else {}
+            maps = {caption: values.cpu().numpy() for caption, values in maps.items()}
+            true_boxes = _true_boxes(truth, path) if truth else None
+            picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes)
+        save_image(folder / f"{path.stem}.png", picture)
+
+
+def batch_of(image: Image.Image, image_size: int) -> Batch:
+    """A batch of one image as evaluation makes it."""
+    no_boxes = {"boxes": boxes_of(torch.zeros(0, 4), image.height, image.width), "labels": torch.zeros(0, dtype=torch.long)}
+    pixels, target = evaluation_transforms(image_size)(image, no_boxes)
+    return Batch(*pad_batch([pixels]), [target])
+
+
+def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:
+    """Boxes (n, 4) xyxy in pixels and category ids of an image."""
+    [image_id] = [i for i, image in truth.imgs.items() if image["file_name"] == path.name]
+    annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"]]
+    xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
+    return box_convert(xywh, "xywh", "xyxy").numpy(), [a["category_id"] for a in annotations]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}): choose another --output_dir") from error

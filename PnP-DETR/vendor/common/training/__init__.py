@@ -1,0 +1,1 @@
+"""The training loop, its state between epochs, and how it is stopped."""

@@ -1,0 +1,153 @@
+"""Multi-head attention over clustered keys and values (paper, section 3.1, eq. 1 and 2).
+
+Shapes: B images, L queries, N keys, U of which stay as they are, M clusters, d features, h heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .clustering import Clusters, EntropyClustering
+
+
+class ClusteredAttention(nn.MultiheadAttention):
+    """A drop-in for ``nn.MultiheadAttention`` that pools keys and values into clusters before they are projected.
+
+    Parameters are those of ``nn.MultiheadAttention`` under the same names, plus ``W_prob.weight`` (1, d) and ``W_prob.bias`` (1,):
+    the weights of a plain attention load with ``strict=False`` and are a warm start.
+
+    Args:
+        embed_dim, num_heads, dropout, bias, batch_first: as in ``nn.MultiheadAttention``.
+        clustering: "region" (the paper) or "window" (the released code).
+        smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
+        unclustered: U, so many keys at the end are no pixels and stay as they are, behind the clusters of the others.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        batch_first: bool = False,
+        clustering: str = "region",
+        smoothing_sigma: float = 3.0,
+        unclustered: int = 0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(embed_dim, num_heads, dropout, bias, batch_first=batch_first, device=device, dtype=dtype)
+        self.unclustered = unclustered
+        self.W_prob = EntropyClustering(embed_dim, clustering, smoothing_sigma, device=device, dtype=dtype)
+        # In evaluation nn.TransformerEncoderLayer hands the weights of an attention with this flag to a fused kernel without ever
+        # calling its forward, which would leave the clustering out.
+        self._qkv_same_embed_dim = False
+
+    @classmethod
+    def from_attention(
+        cls, attention: nn.MultiheadAttention, clustering: str = "region", smoothing_sigma: float = 3.0
+    ) -> "ClusteredAttention":
+        """A clustered attention that shares the parameters of a plain one.
+
+        Raises:
+            ValueError: the attention has key or value biases, an added zero key, or keys of another width than its queries.
+        """
+        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError("clustered attention supports neither kdim/vdim nor add_bias_kv nor add_zero_attn")
+        weight = attention.in_proj_weight
+        clustered = cls(
+            attention.embed_dim,
+            attention.num_heads,
+            dropout=attention.dropout,
+            bias=attention.in_proj_bias is not None,
+            batch_first=attention.batch_first,
+            clustering=clustering,
+            smoothing_sigma=smoothing_sigma,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        clustered.in_proj_weight, clustered.in_proj_bias = weight, attention.in_proj_bias
+        clustered.out_proj = attention.out_proj
+        return clustered.train(attention.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``nn.MultiheadAttention.forward``; batched (B, L, d) or (L, B, d) by ``batch_first``, or unbatched (L, d).
+
+        Args:
+            key_padding_mask: (B, N) bool, True = padding; or float, with -inf or the least number of its type = padding.
+            need_weights: also return the weight of every original key: that of its cluster times its share of the cluster.
+
+        Raises:
+            ValueError: with ``attn_mask`` or ``is_causal``: a mask between pixels has no meaning between clusters.
+        """
+        if attn_mask is not None or is_causal:
+            raise ValueError("clustered attention takes no attn_mask and cannot be causal: pass a key_padding_mask instead")
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = query[None], key[None], value[None]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
+            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+        if key_padding_mask is not None and key_padding_mask.is_floating_point():
+            key_padding_mask = key_padding_mask <= torch.finfo(key_padding_mask.dtype).min
+
+        pixels = key.shape[1] - self.unclustered
+        clusters = self.W_prob(key[:, :pixels], None if key_padding_mask is None else key_padding_mask[:, :pixels])
+        pooled = [torch.cat((clusters.pool(x[:, :pixels]), x[:, pixels:]), dim=1) for x in (key, value)]
+        q, k, v = self._project(query, *pooled)
+        mask = _mask_of(clusters, key_padding_mask, pixels, self.unclustered)
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        weights = _weights_of_keys(q, k, mask, clusters, average_attn_weights) if need_weights else None
+
+        if not batched:
+            return out[0], None if weights is None else weights[0]
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """(B, L, d), (B, M, d), (B, M, d) -> the same, projected and split into heads (B, h, -1, d / h)."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return [
+            F.linear(x, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        ]
+
+
+def _mask_of(clusters: Clusters, key_padding_mask: Tensor | None, pixels: int, unclustered: int) -> Tensor | None:
+    """(B, 1, 1, M + U) bool, True = seen; None where all are."""
+    present = clusters.present()
+    if unclustered:
+        batch, device = len(clusters.count), clusters.count.device
+        present = torch.ones(batch, clusters.size, dtype=torch.bool, device=device) if present is None else present
+        others = torch.ones(batch, unclustered, dtype=torch.bool, device=device)
+        if key_padding_mask is not None:  # an image may be without any pixel here
+            present = present & ~key_padding_mask[:, :pixels].all(1, keepdim=True)
+            others = ~key_padding_mask[:, pixels:]
+        present = torch.cat((present, others), dim=1)
+    return None if present is None else present[:, None, None, :]
+
+
+def _weights_of_keys(q: Tensor, k: Tensor, mask: Tensor | None, clusters: Clusters, average: bool) -> Tensor:
+    """Attention weights of the N original keys, (B, L, N) or (B, h, L, N)."""
+    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    weights = logits.softmax(-1)
+    if average:
+        weights = weights.mean(1, keepdim=True)
+    of_clusters, of_others = weights.tensor_split([clusters.size], dim=-1)
+    index = clusters.index[:, None, None, :].expand(*weights.shape[:3], -1)
+    of_pixels = of_clusters.gather(-1, index) * clusters.weight[:, None, None, :].to(weights.dtype)
+    weights = torch.cat((of_pixels, of_others), dim=-1)
+    return weights.squeeze(1) if average else weights

@@ -1,0 +1,173 @@
+"""Clusters of key pixels: exact regions (the paper) or equal windows (the released code).
+
+Shapes: B images, N pixels of the flattened (row-major) feature map, d features, M clusters.
+
+Padding sits inside the flattened sequence, at the end of every row of a narrower image. The valid pixels are therefore packed to
+the front before the signal is smoothed and cut, so that an image's clusters do not depend on what it is batched with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .information import self_information, smooth_and_bend
+
+CLUSTERINGS = ("region", "window")
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What became of the N key pixels of each image.
+
+    Attributes:
+        information: (B, N) self-information in bits (eq. 3); 0 at padding.
+        smoothed: (B, N) the smoothed information (eq. 5); meaningless at padding.
+        index: (B, N) long, the cluster of each pixel, ascending along the sequence.
+        weight: (B, N) weight of each pixel in its cluster (eq. 7); sums to 1 per cluster, 0 at padding and at dropped pixels.
+        count: (B,) long, number of clusters per image.
+        size: M, the largest count.
+        ragged: whether the counts differ, so that some of the M rows are absent in some images.
+    """
+
+    information: Tensor
+    smoothed: Tensor
+    index: Tensor
+    weight: Tensor
+    count: Tensor
+    size: int
+    ragged: bool
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Weighted sum of x (B, N, d) inside each cluster: (B, M, d); absent clusters are zero."""
+        batch, _, d = x.shape
+        row = self.index + torch.arange(batch, device=x.device)[:, None] * self.size
+        weighted = (x * self.weight[..., None]).flatten(0, 1)  # in float32 at least, also under autocast
+        pooled = weighted.new_zeros(batch * self.size, d).index_add(0, row.flatten(), weighted)
+        return pooled.unflatten(0, (batch, self.size)).to(x.dtype)
+
+    def present(self) -> Tensor | None:
+        """(B, M) bool, True where the cluster exists; None when all do."""
+        if not self.ragged:
+            return None
+        return torch.arange(self.size, device=self.count.device) < self.count[:, None]
+
+
+class EntropyClustering(nn.Linear):
+    """The ENACT module: one linear layer that scores key pixels, and the clustering that follows from the scores.
+
+    Its parameters are the layer's ``weight`` (1, d) and ``bias`` (1,). The bias cancels in the softmax of eq. 4; it is kept because
+    the paper and the published checkpoints have it.
+
+    Args:
+        embed_dim: d.
+        clustering: "region", the paper's clusters of equal sign of the second derivative; or "window", equal windows of the mean
+            region length, as in the authors' released code.
+        smoothing_sigma: standard deviation of the Gaussian, in pixels of the sequence.
+    """
+
+    def __init__(self, embed_dim: int, clustering: str = "region", smoothing_sigma: float = 3.0, device=None, dtype=None):
+        if clustering not in CLUSTERINGS:
+            raise ValueError(f"clustering must be one of {', '.join(CLUSTERINGS)}, not {clustering!r}")
+        if not smoothing_sigma >= 1:
+            raise ValueError(f"smoothing_sigma must be at least 1 pixel, not {smoothing_sigma}")
+        super().__init__(embed_dim, 1, device=device, dtype=dtype)
+        self.clustering = clustering
+        self.smoothing_sigma = smoothing_sigma
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, clustering={self.clustering!r}, smoothing_sigma={self.smoothing_sigma}"
+
+    def forward(self, key: Tensor, key_padding_mask: Tensor | None = None) -> Clusters:
+        """Clusters the pixels of key (B, N, d), positional encodings included; key_padding_mask (B, N) bool, True = padding.
+
+        The decisions are made in float32 at least, also under autocast: in 8 bits of mantissa the second derivative is noise.
+        """
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        with torch.autocast(key.device.type, enabled=False):
+            # Not a matrix product, nor a sum over strided memory such as that of `flatten(2).transpose(1, 2)`: both may add up the
+            # last rows in another order, and equal keys must get equal bits.
+            logits = (key.to(dtype) * self.weight.to(dtype)).contiguous().sum(-1) + self.bias.to(dtype)
+            return cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma)
+
+
+def cluster(logits: Tensor, key_padding_mask: Tensor | None, clustering: str, smoothing_sigma: float) -> Clusters:
+    """Steps from one score per pixel, logits (B, N), to clusters and weights (eq. 3 to 7). One device synchronisation."""
+    batch, n = logits.shape
+    position = torch.arange(n, device=logits.device).expand(batch, n)
+    information = packed = self_information(logits, key_padding_mask)
+    lengths = torch.full((batch,), n, device=logits.device)
+    valid = None
+    if key_padding_mask is not None:
+        valid = ~key_padding_mask
+        lengths = valid.sum(1).clamp(min=1)
+        order, position = _packing(valid)
+        packed = information.gather(1, order)
+
+    region = clustering == "region"
+    radius = int(3 * smoothing_sigma) if region else int(3 * smoothing_sigma) - 1
+    smoothed, bends = smooth_and_bend(packed, lengths, smoothing_sigma, radius, zero_ends=not region)
+    index, count = _regions(bends, lengths)
+    dropped = None
+    if not region:
+        index, count, dropped = _windows(lengths, count, n)
+
+    if key_padding_mask is not None:
+        smoothed, index = smoothed.gather(1, position), index.gather(1, position)
+    if dropped is not None:
+        kept = ~dropped.gather(1, position)
+        valid = kept if valid is None else valid & kept
+    counts = count.tolist()  # the one synchronisation: M is the size of everything that follows
+    size = max(counts)
+    weight = _softmax_in_clusters(smoothed, index, valid, size)
+    return Clusters(information, smoothed, index, weight, count, size, ragged=min(counts) < size)
+
+
+def _packing(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """order (B, N): where the i-th valid pixel sits; position (B, N): how many valid pixels stand before and at a pixel, less one.
+
+    A padding pixel gets the position of the valid pixel before it, so that it lies in that one's cluster, with weight 0.
+    """
+    batch, n = valid.shape
+    position = valid.cumsum(1) - 1
+    slot = position.masked_fill(~valid, n)  # padding is written to a spare last column
+    order = torch.zeros(batch, n + 1, dtype=torch.long, device=valid.device)
+    order.scatter_(1, slot, torch.arange(n, device=valid.device).expand(batch, n))
+    return order[:, :n], position.clamp(min=0)
+
+
+def _regions(bends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers the maximal runs of equal sign: index (B, N) and count (B,)."""
+    behind_first = torch.arange(1, bends.shape[1], device=bends.device)
+    starts = (bends[:, 1:] != bends[:, :-1]) & (behind_first < lengths[:, None])
+    index = F.pad(starts.cumsum(1), (1, 0))
+    return index, index[:, -1] + 1
+
+
+def _windows(lengths: Tensor, regions: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Equal windows of the mean region length: index (B, N), count (B,), and dropped (B, N), True for the pixels left over."""
+    length = (lengths.double() / regions).round().long()  # half to even, as Python's round
+    count = lengths // length
+    offset = (lengths - count * length) // 2
+    shifted = torch.arange(n, device=lengths.device) - offset[:, None]
+    index = shifted.div(length[:, None], rounding_mode="floor")
+    dropped = (index < 0) | (index >= count[:, None])
+    return index.clamp(min=0).minimum(count[:, None] - 1), count, dropped
+
+
+def _softmax_in_clusters(smoothed: Tensor, index: Tensor, valid: Tensor | None, size: int) -> Tensor:
+    """Softmax of the smoothed information inside each cluster (eq. 7): (B, N).
+
+    Information is at most log2(e)/e = 0.53 bit, so the exponentials need no shift by the maximum.
+    """
+    e = smoothed.exp()
+    if valid is not None:
+        e = e.masked_fill(~valid, 0.0)
+    total = e.new_zeros(e.shape[0], size).scatter_add(1, index, e)
+    weight = e / total.gather(1, index)
+    return weight if valid is None else weight.masked_fill(~valid, 0.0)  # 0 / 0 where an image is all padding

@@ -1,0 +1,116 @@
+"""The transformer encoder of DETR with clustered or plain self-attention.
+
+Shapes: B images, N pixels, d features.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import ClusteredAttention
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Self-attention, normalisation, feed-forward network, normalisation (paper, section 3.1).
+
+    Args:
+        d_model, nhead, dim_feedforward, dropout, activation ("relu" or "gelu"): as in ``nn.TransformerEncoderLayer``.
+        normalize_before: normalise before each part (pre-norm) instead of after it.
+        clustering: "region", "window", or "none" for plain attention.
+        smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
+        unclustered: so many keys at the end stay as they are, see :class:`ClusteredAttention`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        normalize_before: bool = False,
+        clustering: str = "region",
+        smoothing_sigma: float = 3.0,
+        unclustered: int = 0,
+    ):
+        super().__init__()
+        if clustering == "none":
+            self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
+        else:
+            self.self_attn = ClusteredAttention(
+                d_model,
+                nhead,
+                dropout,
+                batch_first=True,
+                clustering=clustering,
+                smoothing_sigma=smoothing_sigma,
+                unclustered=unclustered,
+            )
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.activation = getattr(F, activation)
+        self.normalize_before = normalize_before
+
+    def forward(self, src: Tensor, key_padding_mask: Tensor | None = None, pos: Tensor | None = None) -> Tensor:
+        """src (B, N, d), key_padding_mask (B, N) bool with True = padding, pos (B, N, d) -> (B, N, d)."""
+        if self.normalize_before:
+            src = src + self._attend(self.norm1(src), key_padding_mask, pos)
+            return src + self._feed_forward(self.norm2(src))
+        src = self.norm1(src + self._attend(src, key_padding_mask, pos))
+        return self.norm2(src + self._feed_forward(src))
+
+    def _attend(self, src: Tensor, key_padding_mask: Tensor | None, pos: Tensor | None) -> Tensor:
+        q = src if pos is None else src + pos
+        return self.dropout1(self.self_attn(q, q, src, key_padding_mask=key_padding_mask, need_weights=False)[0])
+
+    def _feed_forward(self, src: Tensor) -> Tensor:
+        return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(src)))))
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of :class:`TransformerEncoderLayer`, with a closing LayerNorm when ``normalize_before``.
+
+    Args:
+        num_layers: how many layers.
+        The others: as in :class:`TransformerEncoderLayer`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        normalize_before: bool = False,
+        clustering: str = "region",
+        smoothing_sigma: float = 3.0,
+        unclustered: int = 0,
+    ):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(
+                d_model=d_model,
+                nhead=nhead,
+                dim_feedforward=dim_feedforward,
+                dropout=dropout,
+                activation=activation,
+                normalize_before=normalize_before,
+                clustering=clustering,
+                smoothing_sigma=smoothing_sigma,
+                unclustered=unclustered,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model) if normalize_before else nn.Identity()
+
+    def forward(self, src: Tensor, key_padding_mask: Tensor | None = None, pos: Tensor | None = None) -> Tensor:
+        """src (B, N, d), key_padding_mask (B, N) bool with True = padding, pos (B, N, d) -> memory (B, N, d)."""
+        for layer in self.layers:
+            src = layer(src, key_padding_mask, pos)
+        return self.norm(src)

@@ -1,0 +1,84 @@
+"""Training runs of the demos, which several benchmarks compare: kept, resumed, several at once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.lib.cli import ROOT
+from common.errors import UserError
+from common.output.log import read_log
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A run of ``python <detector>/main.py --demo``.
+
+    Attributes:
+        detector: its folder.
+        options: beside ``--demo``.
+        epochs: how long it takes.
+        folder: where it is kept.
+    """
+
+    detector: str
+    options: tuple[str, ...]
+    epochs: int
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pth"
+
+    def log(self) -> dict[int, list[float]]:
+        """Epoch -> COCO's 12 numbers, of the epochs that are done."""
+        path = self.folder / "log.txt"
+        records = read_log(path) if path.is_file() else {}
+        return {epoch: record["test_coco_eval_bbox"] for epoch, record in records.items() if epoch < self.epochs}
+
+    def done(self) -> bool:
+        return self.epochs - 1 in self.log()
+
+    def train(self, device: str, coco_path: Path) -> None:
+        """Trains to the end, from where it stands; UserError where that fails."""
+        command = [sys.executable, str(ROOT / self.detector / "main.py"), "--demo", *self.options]
+        command += ["--epochs", str(self.epochs), "--device", device, "--coco_path", str(coco_path)]
+        command += ["--output_dir", str(self.folder)]
+        if self.checkpoint.is_file():
+            command += ["--resume", str(self.checkpoint)]
+        run_quietly(command, f"the run {self.folder}")
+        if not self.done():
+            raise UserError(f"the run {self.folder} failed: its log lacks the last epoch: remove the folder")
+
+
+def run_quietly(command: Sequence[str], what: str) -> None:
+    """Runs a command on as many threads as this process; UserError with its last line where it fails."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    if done.returncode:
+        raise UserError(f"{what} failed: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+
+
+def train_all(demos: Sequence[Demo], jobs: int, device: str, coco_path: Path) -> None:
+    """Trains what is not done, ``jobs`` at a time, and stops at the first failure."""
+    missing = [demo for demo in demos if not demo.done()]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(demo.train, device, coco_path) for demo in missing]
+        try:
+            for future in tqdm(as_completed(futures), total=len(missing), desc="runs", leave=False):
+                future.result()
+        except (UserError, KeyboardInterrupt):
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def share_threads(jobs: int) -> None:
+    """Gives each of several runs its part of the cores, unless the user has said how many threads there are."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
