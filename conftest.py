@@ -23,6 +23,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for category in content["categories"]:
             w, h = image["width"] / 2, image["height"] / 2
             ids = {"id": len(content["annotations"]) + 1, "image_id": image["id"], "category_id": category["id"]}
-            content["annotations"].append(ids | {"bbox": [w / 2, h / 2, w, h], "area": w * h, "iscrowd": 0})
+            polygon = [w / 2, h / 2, 1.5 * w, h / 2, 1.5 * w, 1.5 * h, w / 2, 1.5 * h]
+            shape = {"bbox": [w / 2, h / 2, w, h], "area": w * h, "segmentation": [polygon]}
+            content["annotations"].append(ids | shape | {"iscrowd": 0})
     path.write_text(json.dumps(content))
     return root

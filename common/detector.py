@@ -69,8 +69,8 @@ class Detector:
         demo: the options of ``--demo`` that differ from the recipe.
         architecture: options that are read from a checkpoint.
         changeable: options of its own that belong to a checkpoint's model and may still be changed when it is used.
-        plain: options of both kinds -> the value with which the model is a plain one, and a part of the names of the weights that
-            it lacks then. ``--finetune`` does not take that value over from a checkpoint: that of a plain model is a warm start.
+        plain: options of both kinds -> the value with which the model is a plain one, and parts of the names of the weights that it
+            lacks then. ``--finetune`` does not take that value over from a checkpoint: that of a plain model is a warm start.
         renewable: parts of the names of weights that may start anew with ``--finetune``: their shape follows the number of
             classes, or files that it starts from lack them.
         fresh: options with which a model may start from weights without them (``--finetune``): -> parts of the names of weights
@@ -97,7 +97,7 @@ class Detector:
     pictures: Callable[[dict[str, Any], dict[str, Any]], dict[str, Tensor]] = self_information
     architecture: tuple[str, ...] = ARCHITECTURE
     changeable: tuple[str, ...] = ()
-    plain: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    plain: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     renewable: tuple[str, ...] = ("class_embed",)
     fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)

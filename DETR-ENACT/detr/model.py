@@ -16,5 +16,6 @@ class DETR(SingleScaleDetector):
     def detect(self, src: Tensor, mask: Tensor) -> dict[str, Any]:
         """See :class:`SingleScaleDetector`."""
         tokens = src.flatten(2).transpose(1, 2)
-        hs = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, self.positions(mask))
-        return self.predictions(hs, src)
+        hs, memory = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, self.positions(mask))
+        outputs = self.predictions(hs, src)
+        return outputs | {"hs": hs[-1], "memory": memory} if self.for_masks else outputs

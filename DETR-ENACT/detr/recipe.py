@@ -3,11 +3,13 @@
 from argparse import BooleanOptionalAction, Namespace
 
 from common.cli.arguments import DEMO, Parser, add_clustering_options, add_query_options, number
+from common.cli.masks import MASK_ARCHITECTURE, MASK_WEIGHTS, add_mask_options, build_segmenter
 from common.detector import ARCHITECTURE, Detector
 from common.evaluation.postprocess import softmax_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import CrossEntropy
 from common.models.assembly import build_parts
+from common.models.segmenter import Segmenter
 from common.models.transformer import build_transformer_options
 from enact import record
 
@@ -21,6 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--eos_coef", type=number(float, 0), default=0.1, help="weight of the class 'no object' in the loss")
     add_query_options(parser, num_queries=100)
     add_clustering_options(parser, smoothing_sigma=3.0)
+    add_mask_options(parser)
     parser.set_defaults(
         backbone="resnet50",
         dilation=False,
@@ -34,9 +37,9 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> DETR:
+def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> DETR | Segmenter:
     transformer = Transformer(build_transformer_options(args), args.clustering, args.smoothing_sigma)
-    return DETR(transformer=transformer, **build_parts(args, num_classes + 1, load_backbone))
+    return build_segmenter(args, DETR(transformer=transformer, **build_parts(args, num_classes + 1, load_backbone)))
 
 
 def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
@@ -54,8 +57,8 @@ DETECTOR = Detector(
     export=export,
     record=record,
     demo=DEMO | {"pre_norm": True, "enc_layers": 3, "dec_layers": 3, "num_queries": 20, "epochs": 12, "lr_drop": 10},
-    architecture=(*ARCHITECTURE, "pre_norm"),
+    architecture=(*ARCHITECTURE, *MASK_ARCHITECTURE, "pre_norm"),
     changeable=("clustering", "smoothing_sigma"),
-    plain={"clustering": ("none", "W_prob")},
+    plain={"clustering": ("none", "W_prob"), "masks": MASK_WEIGHTS},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),
 )

@@ -28,6 +28,11 @@ class Transformer(nn.Module):
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
 
-    def forward(self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor) -> Tensor:
-        """src (B, N, d), mask (B, N) bool with True = padding, query_embed (Q, d), pos (B, N, d) -> (L, B, Q, d)."""
-        return self.decoder(query_embed, self.encoder(src, mask, pos), mask, pos)
+    def forward(self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+        """src (B, N, d), mask (B, N) bool with True = padding, query_embed (Q, d), pos (B, N, d).
+
+        Returns:
+            What the decoder layers put out (L, B, Q, d), and the memory (B, N, d).
+        """
+        memory = self.encoder(src, mask, pos)
+        return self.decoder(query_embed, memory, mask, pos), memory

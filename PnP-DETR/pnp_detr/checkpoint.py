@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from common.models.reveal import reveal_detr
+from common.models.reveal import reveal_detr, reveal_masks
 from enact import convert_released_attention as adapt
 from enact import reveal_clustering
 
@@ -19,7 +19,8 @@ SAMPLER = "transformer.sampler."
 
 def reveal(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """The options that a checkpoint's weights tell, and ``num_classes``; KeyError where it is not one of this detector's."""
-    return reveal_detr(state_dict) | reveal_clustering(state_dict) | _reveal_sampler(state_dict)
+    own, masks = reveal_masks(state_dict)
+    return reveal_detr(own) | reveal_clustering(own) | _reveal_sampler(own) | masks
 
 
 def _reveal_sampler(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

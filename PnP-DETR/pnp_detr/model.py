@@ -34,10 +34,12 @@ class PnPDETR(SingleScaleDetector):
         """See :class:`SingleScaleDetector`; beside that, with a sampler, ``scores`` (B, N) in (0, 1) of the pixels, ``tokens`` and
         ``kept`` (B, S) of the polled ones, and in training ``mean_scores`` (B,) of these."""
         ratio = self.step_ratio if self.training else self.sample_topk_ratio
-        hs, sampled = self.transformer(src, mask.flatten(1), self.query_embed.weight, self.positions(mask), ratio)
+        hs, memory, sampled = self.transformer(src, mask.flatten(1), self.query_embed.weight, self.positions(mask), ratio)
         outputs = self.predictions(hs, src)
         if sampled:
             outputs |= {"scores": sampled.scores, "tokens": sampled.tokens, "kept": sampled.kept}
             if self.training:
                 outputs["mean_scores"] = sampled.mean_scores()
+        if self.for_masks:
+            outputs |= {"hs": hs[-1], "memory": sampled.unpool(memory) if sampled else memory}
         return outputs

@@ -4,12 +4,14 @@ from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from typing import Any
 
 from common.cli.arguments import DEMO, Parser, add_clustering_options, add_query_options, number
+from common.cli.masks import MASK_ARCHITECTURE, MASK_WEIGHTS, add_mask_options, build_segmenter
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
 from common.evaluation.postprocess import softmax_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import CrossEntropy
 from common.models.assembly import build_parts
+from common.models.segmenter import Segmenter
 from common.models.transformer import build_transformer_options
 from enact import record
 
@@ -55,6 +57,7 @@ def add_arguments(parser: Parser) -> None:
         help=f"pooled vectors (default: 0 for {POOLED}, or {POOLED_OF_DC5} with --dilation)",
     )
     add_clustering_options(parser, smoothing_sigma=3.0)
+    add_mask_options(parser)
     parser.set_defaults(
         backbone="resnet50",
         dilation=False,
@@ -70,7 +73,7 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> PnPDETR:
+def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> PnPDETR | Segmenter:
     bounds = (args.sample_ratio_lower_bound, args.sample_ratio_higher_bound)
     if bounds[0] > bounds[1]:
         raise UserError(f"--sample_ratio_lower_bound {bounds[0]:g} is above --sample_ratio_higher_bound {bounds[1]:g}: swap them")
@@ -80,7 +83,7 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> PnPDE
     if args.sampling == "pnp":
         sampler = Sampler(args.hidden_dim, pooled, args.score_pred_net, args.kproj_net, args.pos_embed_kproj)
     transformer = Transformer(build_transformer_options(args), sampler, pooled, args.clustering, args.smoothing_sigma)
-    return PnPDETR(args.sample_topk_ratio, bounds, transformer=transformer, **parts)
+    return build_segmenter(args, PnPDETR(args.sample_topk_ratio, bounds, transformer=transformer, **parts))
 
 
 def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
@@ -95,6 +98,20 @@ def evaluations(args: Namespace) -> dict[str, dict[str, Any]]:
     return {f"ratio_{value:g}": {"sample_topk_ratio": value} for value in args.eval_ratios}
 
 
+# On a map of 144 pixels: few pooled vectors, which see where pixels are; and a price that keeps scores from being all 1 after the
+# demo's short training at a high rate.
+DEMO_OPTIONS: dict[str, Any] = {
+    "pre_norm": True,
+    "enc_layers": 3,
+    "dec_layers": 3,
+    "num_queries": 20,
+    "unsample_abstract_number": 8,
+    "pos_embed_kproj": True,
+    "sample_reg_loss": 0.01,
+    "epochs": 12,
+    "lr_drop": 10,
+}
+
 DETECTOR = Detector(
     name="PnP-DETR",
     add_arguments=add_arguments,
@@ -106,13 +123,13 @@ DETECTOR = Detector(
     export=export,
     record=record,
     pictures=pictures,
-    demo=DEMO | {"pre_norm": True, "enc_layers": 3, "dec_layers": 3, "num_queries": 20, "epochs": 12, "lr_drop": 10},
+    demo=DEMO | DEMO_OPTIONS,
     architecture=(
-        *ARCHITECTURE,
+        *(*ARCHITECTURE, *MASK_ARCHITECTURE),
         *("pre_norm", "sampling", "score_pred_net", "kproj_net", "pos_embed_kproj", "unsample_abstract_number"),
     ),
     changeable=("clustering", "smoothing_sigma", "sample_topk_ratio"),
-    plain={"clustering": ("none", "W_prob"), "sampling": ("none", "sampler")},
+    plain={"clustering": ("none", "W_prob"), "sampling": ("none", "sampler"), "masks": MASK_WEIGHTS},
     fresh=dict.fromkeys(("sampling", "score_pred_net", "kproj_net", "unsample_abstract_number"), ("sampler",)),
     evaluations=evaluations,
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),

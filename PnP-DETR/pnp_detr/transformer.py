@@ -37,7 +37,9 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(p)
         self.sampler = sampler  # behind the Xavier initialisation, as published: it starts as its layers do
 
-    def forward(self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor, ratio: float) -> tuple[Tensor, Sampled | None]:
+    def forward(
+        self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor, ratio: float
+    ) -> tuple[Tensor, Tensor, Sampled | None]:
         """Detects.
 
         Args:
@@ -48,11 +50,11 @@ class Transformer(nn.Module):
             ratio: share of the valid pixels that is polled.
 
         Returns:
-            (L, B, Q, d), and the sample.
+            (L, B, Q, d); the memory (B, N, d) or, of the sample, (B, S + M, d); and the sample.
         """
         if self.sampler is None:
             memory = self.encoder(src.flatten(2).transpose(1, 2), mask, pos)
-            return self.decoder(query_embed, memory, mask, pos), None
+            return self.decoder(query_embed, memory, mask, pos), memory, None
         sampled = self.sampler(src, mask, pos, ratio)
         memory = self.encoder(sampled.src, sampled.mask, sampled.pos)
-        return self.decoder(query_embed, memory, sampled.mask, sampled.pos), sampled
+        return self.decoder(query_embed, memory, sampled.mask, sampled.pos), memory, sampled

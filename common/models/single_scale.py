@@ -23,6 +23,9 @@ class SingleScaleDetector(DetectionModel):
         num_logits: of a query: C, or C + 1 where the last is "no object".
         num_queries: Q, the most objects that can be found.
         aux_loss: return the predictions of all decoder layers in training, not only the last.
+
+    Attributes:
+        for_masks: return what a mask head needs, too: ``hs`` (B, Q, d) of the last decoder layer and ``memory`` (B, N, d).
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class SingleScaleDetector(DetectionModel):
     ):
         super().__init__()
         hidden_dim = transformer.d_model
-        self.aux_loss = aux_loss
+        self.aux_loss, self.for_masks = aux_loss, False
         self.backbone = nn.ModuleList([backbone, position_embedding])  # the names of the published weights
         self.input_proj = nn.Conv2d(backbone.num_channels[-1], hidden_dim, kernel_size=1)
         self.transformer = transformer

@@ -177,6 +177,7 @@ OTHER = {
     "use_enc_aux_loss": True,
     "cdn": False,
     "sampling": "none",
+    "masks": True,
     "score_pred_net": "1layer-fc",
     "kproj_net": "2layer-fc",
     "pos_embed_kproj": True,

@@ -8,6 +8,20 @@ from torch import Tensor
 from .backbone import BLOCKS
 from .swin import SWINS
 
+DETECTOR_OF_MASKS = "detr."  # the names of a detector's weights begin so where it has a mask head
+
+
+def has_mask_head(names: Iterable[str]) -> bool:
+    return any(name.startswith(DETECTOR_OF_MASKS) for name in names)
+
+
+def reveal_masks(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The detector's own weights, and ``masks``: whether there is a mask head beside it."""
+    if not has_mask_head(state_dict):
+        return dict(state_dict), {"masks": False}
+    own = {name.removeprefix(DETECTOR_OF_MASKS): x for name, x in state_dict.items() if name.startswith(DETECTOR_OF_MASKS)}
+    return own, {"masks": True}
+
 
 def count_layers(keys: Iterable[str], prefix: str) -> int:
     """How many numbered modules ``<prefix>0.``, ``<prefix>1.``, ... the names tell of."""

@@ -27,7 +27,7 @@ from ..output.predict import find_images, predict
 from ..training import interrupts
 from ..training.loop import train
 from .options import CHANGEABLE, check, follow_checkpoint, parse
-from .restore import build_model
+from .restore import build_model, starting_weights
 
 DEMO_PICTURES = 12
 
@@ -55,7 +55,7 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
     check(args)
     on_cpu = _is_on_cpu(args)
     checkpoint: dict[str, Any] = {}
-    if source := args.resume or args.finetune:
+    if source := starting_weights(args):
         state = PartialState(cpu=on_cpu)
         with state.main_process_first():  # one process downloads, the others find the file
             checkpoint = load_checkpoint(source)
@@ -79,8 +79,8 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
 def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Trains; the demo also draws what it has learned to detect."""
     coco_path = _dataset_folder(args, accelerator)
-    val = build_dataset(coco_path, "val", args.image_size, args.seed)
-    training = build_dataset(coco_path, "train", args.image_size, args.seed)
+    val = build_dataset(coco_path, "val", args.image_size, args.seed, _has_masks(args))
+    training = build_dataset(coco_path, "train", args.image_size, args.seed, _has_masks(args))
     prepare_output(args.output_dir, accelerator, starts=not args.resume, demo=args.demo)
     names = _categories(category_names(training.coco), "train2017", args, checkpoint, val)
     _print_remarks({"train2017": training, "val2017": val}, accelerator)
@@ -98,7 +98,7 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
 
 def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Writes ``eval.json`` and ``predictions.json``."""
-    val = build_dataset(_dataset_folder(args, accelerator), "val", args.image_size, args.seed)
+    val = build_dataset(_dataset_folder(args, accelerator), "val", args.image_size, args.seed, _has_masks(args))
     prepare_output(args.output_dir, accelerator)
     known = checkpoint.get("category_names")
     _categories(known or category_names(val.coco), args.resume, args, checkpoint, val)
@@ -109,7 +109,10 @@ def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator
     if accelerator.is_main_process:
         options = {name: getattr(args, name) for name in detector.changeable}
         description = {"detector": detector.name, "checkpoint": args.resume} | options | {"images": len(val)}
-        rows = {name: {"coco_eval_bbox": e.stats, "losses": e.losses} for name, e in evaluations.items()}
+        rows = {
+            name: {f"coco_eval_{kind}": numbers for kind, numbers in e.stats.items()} | {"losses": e.losses}
+            for name, e in evaluations.items()
+        }
         first = next(iter(rows))
         named = {"evaluations": rows} if first else {}
         write_json(args.output_dir / "predictions.json", evaluations[first].results)
@@ -165,6 +168,10 @@ def _processes(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
+def _has_masks(args: Namespace) -> bool:
+    return getattr(args, "masks", False)  # an option of some detectors
+
+
 def _dataset_folder(args: Namespace, accelerator: Accelerator) -> Path:
     if args.coco_path:
         return args.coco_path
@@ -188,12 +195,17 @@ def _categories(
             f"the annotations of val2017 have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
             "give both the same categories"
         )
-    if args.resume and max(names) >= checkpoint["num_classes"]:
+    if _keeps_classes(args) and max(names) >= checkpoint["num_classes"]:
         raise UserError(
-            f"the dataset has the category id {max(names)}, but {args.resume} knows {checkpoint['num_classes']} classes: "
-            "train on another dataset with --finetune"
+            f"the dataset has the category id {max(names)}, but {starting_weights(args)} knows {checkpoint['num_classes']} "
+            "classes: train on another dataset with --finetune"
         )
     return names
+
+
+def _keeps_classes(args: Namespace) -> bool:
+    """Whether the model has the classes of the checkpoint that it starts from."""
+    return bool(starting_weights(args)) and not args.finetune
 
 
 def _coco_names(num_classes: int) -> dict[int, str]:
@@ -205,7 +217,7 @@ def _coco_names(num_classes: int) -> dict[int, str]:
 def _model_and_losses(
     detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any], num_classes: int
 ) -> tuple[DetectionModel, Criterion]:
-    num_classes = checkpoint["num_classes"] if args.resume else num_classes
+    num_classes = checkpoint["num_classes"] if _keeps_classes(args) else num_classes
     with accelerator.main_process_first():
         model, messages = build_model(detector, args, checkpoint, num_classes)
     for line in messages:

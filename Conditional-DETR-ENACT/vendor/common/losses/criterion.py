@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .mask_losses import mask_losses
 from .matching import HungarianMatcher, Matching, PredictedSet
 from .set_losses import CrossEntropy, Divisors, FocalLoss, set_losses, weigh
 
@@ -48,7 +49,7 @@ class SetCriterion(Criterion):
     Args:
         matcher: the matching.
         class_loss: :class:`FocalLoss` over C logits, or :class:`CrossEntropy` over C + 1.
-        weights: of ``loss_ce``, ``loss_bbox`` and ``loss_giou``.
+        weights: of ``loss_ce``, ``loss_bbox``, ``loss_giou``, and of ``loss_mask`` and ``loss_dice`` where there are masks.
         num_queries: Q.
     """
 
@@ -72,12 +73,17 @@ class SetCriterion(Criterion):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """outputs: ``pred_logits`` (L, B, Q, C or C + 1) and ``pred_boxes`` (L, B, Q, 4) cxcywh in [0, 1], the last layer last.
 
-        Logged beside the losses of :func:`weigh`: ``class_error`` (% of matched queries with another class on top) and
-        ``cardinality_error_unscaled``.
+        With ``masks``, the masks of the queries, and those of the targets, see :func:`mask_losses`. Logged beside the losses of
+        :func:`weigh`: ``class_error`` (% of matched queries with another class on top) and ``cardinality_error_unscaled``.
         """
         predicted = PredictedSet.of(outputs, targets)
         [matching] = self.matcher.match([predicted])
-        total, logs = self.set_loss(predicted, matching, self.divisors(count, num_processes))
+        divisors = self.divisors(count, num_processes)
+        total, logs = self.set_loss(predicted, matching, divisors)
+        if "masks" in outputs:
+            losses = mask_losses(outputs["masks"], matching, len(predicted.logits), targets, divisors.boxes)
+            loss, log = weigh({name: value[None] for name, value in losses.items()}, self.weights)
+            total, logs = total + loss, logs | log
         return total, logs | self.errors(predicted, matching)
 
     def set_loss(
@@ -142,4 +148,6 @@ def build_criterion(
     """
     matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou, isinstance(class_loss, FocalLoss))
     weights = {"loss_ce": args.cls_loss_coef, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    if getattr(args, "masks", False):
+        weights |= {"loss_mask": args.mask_loss_coef, "loss_dice": args.dice_loss_coef}
     return kind(matcher, class_loss, weights, num_queries, **own)

@@ -57,11 +57,11 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
     return Batch(*pad_batch(list(images)), list(targets))
 
 
-def build_dataset(coco_path: Path, split: str, image_size: int, seed: int) -> CocoDetection:
-    """split: "train" (with DETR's augmentation) or "val"."""
+def build_dataset(coco_path: Path, split: str, image_size: int, seed: int, masks: bool = False) -> CocoDetection:
+    """split: "train" (with DETR's augmentation) or "val"; with masks or without."""
     transforms = training_transforms(image_size) if split == "train" else evaluation_transforms(image_size)
     annotations = coco_path / "annotations" / f"instances_{split}2017.json"
-    return CocoDetection(coco_path / f"{split}2017", annotations, transforms, seed)
+    return CocoDetection(coco_path / f"{split}2017", annotations, transforms, seed, masks)
 
 
 def training_loader(

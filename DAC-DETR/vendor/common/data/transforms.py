@@ -2,7 +2,8 @@
 
 Images stay uint8 until they are on the device, where :func:`normalize` makes them what the models take.
 
-A sample is ``(image, target)`` with ``target["boxes"]`` (n, 4) xyxy pixels and ``target["labels"]`` (n,).
+A sample is ``(image, target)`` with ``target["boxes"]`` (n, 4) xyxy pixels, ``target["labels"]`` (n,), and perhaps
+``target["masks"]`` (n, H, W).
 All sizes follow from one number, the shortest side at evaluation: at 800 they are exactly DETR's.
 """
 
@@ -72,7 +73,7 @@ class RandomSizeCrop(v2.Transform):
 
 
 class ToTensor(torch.nn.Module):
-    """Image to uint8 (3, H, W); boxes to (cx, cy, w, h) in [0, 1]; empty boxes go.
+    """Image to uint8 (3, H, W); boxes to (cx, cy, w, h) in [0, 1]; empty boxes go, with their labels and masks.
 
     The pixels keep the order in which they were decoded, channels innermost, which the backbone wants too.
     """
@@ -84,7 +85,10 @@ class ToTensor(torch.nn.Module):
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
         boxes = boxes[kept]
         boxes = box_convert(boxes, "xyxy", "cxcywh") / torch.tensor([width, height, width, height], dtype=torch.float32)
-        return tensor, target | {"boxes": boxes, "labels": target["labels"][kept]}
+        found = {"boxes": boxes, "labels": target["labels"][kept], "size": torch.tensor([height, width])}
+        if "masks" in target:
+            found["masks"] = target["masks"].as_subclass(torch.Tensor)[kept]
+        return tensor, target | found
 
 
 def normalize(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

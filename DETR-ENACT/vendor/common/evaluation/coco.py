@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from faster_coco_eval import COCO as EvaluatedCOCO
 from faster_coco_eval import COCOeval_faster
+from pycocotools import mask
 from pycocotools.coco import COCO
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -24,19 +25,24 @@ def coco_results(image_ids: list[int], detections: list[dict[str, Tensor]]) -> l
     return [{"image_id": i, "category_id": int(c), "bbox": box, "score": s} for i, (*box, c, s) in zip(ids, rows, strict=True)]
 
 
-def coco_evaluate(truth: COCO, results: list[dict[str, Any]]) -> list[float]:
-    """The 12 numbers of COCO's box evaluation (:data:`METRICS`); -1 where the ground truth has nothing to find.
+def coco_evaluate(truth: COCO, results: list[dict[str, Any]], kind: str = "bbox") -> list[float]:
+    """The 12 numbers of COCO's evaluation (:data:`METRICS`); -1 where the ground truth has nothing to find.
 
     By faster-coco-eval, whose numbers are those of pycocotools but for the rounding of a mean.
 
     Args:
         truth: the annotations.
         results: detections in COCO's results format, of any subset of its images.
+        kind: "bbox", or "segm" for masks.
     """
-    area = [{"area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0, "id": i} for i, r in enumerate(results, start=1)]
+    if kind == "segm":
+        areas = [mask.area(r["segmentation"]) for r in results]  # one by one: of a list, pycocotools 2.0.11 takes 255 at most
+    else:
+        areas = [r["bbox"][2] * r["bbox"][3] for r in results]
+    area = [{"area": float(a), "iscrowd": 0, "id": i} for i, a in enumerate(areas, start=1)]
     found = truth.dataset | {"annotations": [r | extra for r, extra in zip(results, area)]}
     copied = truth.dataset | {"annotations": [dict(a) for a in truth.dataset["annotations"]]}  # the evaluation notes things in them
-    evaluation = COCOeval_faster(EvaluatedCOCO(copied), EvaluatedCOCO(found), iouType="bbox")
+    evaluation = COCOeval_faster(EvaluatedCOCO(copied), EvaluatedCOCO(found), iouType=kind)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

@@ -134,7 +134,8 @@ def _rows(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
     log = {}
     for name, evaluation in rows.items():
         prefix = f"test_{name}_" if name else "test_"
-        log |= {f"{prefix}{k}": v for k, v in evaluation.losses.items()} | {f"{prefix}coco_eval_bbox": evaluation.stats}
+        log |= {f"{prefix}{k}": v for k, v in evaluation.losses.items()}
+        log |= {f"{prefix}coco_eval_{kind}": numbers for kind, numbers in evaluation.stats.items()}
     return log
 
 

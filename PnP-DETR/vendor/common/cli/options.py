@@ -6,6 +6,7 @@ from typing import Any
 from ..detector import Detector
 from ..errors import UserError
 from .arguments import Parser, common_parser
+from .masks import MASK_RECIPE
 
 # Options of one call, which a resumed run does not take over from the one before.
 PER_CALL = {
@@ -32,7 +33,11 @@ def parse(detector: Detector, argv: list[str] | None) -> tuple[argparse.Namespac
     parser, not_given = build_parser(detector), object()
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), not_given))
     explicit = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not not_given}
-    defaults = vars(parser.parse_args([])) | (detector.demo if explicit.get("demo") else {})
+    defaults = vars(parser.parse_args([]))
+    if explicit.get("demo"):
+        defaults |= detector.demo
+    elif explicit.get("frozen_weights"):
+        defaults |= MASK_RECIPE
     return argparse.Namespace(**defaults | explicit), set(explicit)
 
 
@@ -45,6 +50,10 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{chosen[0]} needs weights: pass a checkpoint with --resume")
     if args.resume and args.finetune:
         raise UserError("--resume continues a run and --finetune starts one: choose one")
+    if getattr(args, "frozen_weights", None) and not args.masks:
+        raise UserError("--frozen_weights trains a mask head alone: pass --masks, too")
+    if getattr(args, "frozen_weights", None) and args.finetune:
+        raise UserError("--finetune trains all weights and --frozen_weights the mask head alone: choose one")
     if not (args.coco_path or args.demo or args.predict or args.export):
         raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")
     if args.hidden_dim % args.nheads or args.hidden_dim % 4:
@@ -86,7 +95,8 @@ def follow_checkpoint(
         if not {name} & (explicit | recorded.keys()) and any(weights in key for key in checkpoint["model"]):
             raise UserError(f"{path} does not tell the --{name} that it was trained with: pass it")
     lines = []
-    warm = {name for name, (value, _) in detector.plain.items() if args.finetune and revealed.get(name) == value}
+    starts = args.finetune or getattr(args, "frozen_weights", None) and not args.resume
+    warm = {name for name, (value, *_) in detector.plain.items() if starts and revealed.get(name) == value}
     for name in detector.architecture:
         known = revealed.get(name, recorded.get(name))
         if known is None or name in warm or name in explicit and getattr(args, name) == known:

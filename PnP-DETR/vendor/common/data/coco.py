@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
 from ..errors import UserError
-from .annotations import read_annotations
+from .annotations import check_segmentations, masks_of, read_annotations
 from .images import open_image, read_image
 from .transforms import boxes_of
 
@@ -25,16 +25,18 @@ class CocoDetection(Dataset):
         transforms: ``(image, target) -> (image (3, H, W), target)``.
         seed: the transforms of image i in epoch e draw from a generator seeded with (seed, e, i): what an image looks like depends
             neither on the number of workers or processes nor on where a run was interrupted.
+        masks: objects have masks, too.
 
     An item is asked for by its index, or by (epoch, index) as the samplers do; the index alone means epoch 0. It is
     ``(image (3, H, W) uint8, target)``; target holds ``boxes`` (n, 4) cxcywh in [0, 1], ``labels`` (n,) category ids,
-    ``image_id`` int, and ``orig_size`` (2,) height and width in pixels. Crowds are left out.
+    ``image_id`` int, ``orig_size`` and ``size`` (2,), height and width in pixels before and after the transforms; with masks
+    ``masks`` (n, H, W) bool. Crowds are left out.
 
     Raises:
         UserError: missing folder, annotation file or image; unreadable annotation file.
     """
 
-    def __init__(self, image_folder: Path, annotation_file: Path, transforms: Callable, seed: int = 0):
+    def __init__(self, image_folder: Path, annotation_file: Path, transforms: Callable, seed: int = 0, masks: bool = False):
         if not image_folder.is_dir() or not any(image_folder.iterdir()):
             raise UserError(f"{image_folder} is missing or empty: --coco_path must hold train2017/, val2017/ and annotations/")
         self.coco = read_annotations(annotation_file)
@@ -42,7 +44,10 @@ class CocoDetection(Dataset):
         self.image_folder = image_folder
         self.transforms = transforms
         self.seed = seed
+        self.masks = masks
         self._check_files(annotation_file)
+        if masks:
+            check_segmentations(self.coco, annotation_file)
 
     def _check_files(self, annotation_file: Path) -> None:
         present = set(os.listdir(self.image_folder))
@@ -106,6 +111,8 @@ class CocoDetection(Dataset):
             "image_id": image_id,
             "orig_size": torch.tensor([height, width]),
         }
+        if self.masks:
+            target["masks"] = masks_of([a for a, keep in zip(annotations, kept.tolist()) if keep], height, width)
         with torch.random.fork_rng(devices=[]):
             # The host's generator alone: torch.manual_seed would seed those of the GPUs too, which dropout uses, and takes longer.
             torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))

@@ -11,11 +11,14 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..data.loading import Batch
 from ..detector import Detector
 from ..losses.criterion import Criterion
+from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
 from ..output.meter import Meter
 from .coco import coco_evaluate, coco_results
+from .masks import image_masks, run_lengths
 from .postprocess import PostProcess
 
 
@@ -23,12 +26,12 @@ class Evaluation(NamedTuple):
     """What an evaluation found; on other processes than the main one ``stats`` and ``results`` are empty.
 
     Attributes:
-        stats: the 12 numbers of COCO's evaluation.
+        stats: the 12 numbers of COCO's evaluation, by kind: ``bbox``, and ``masks`` where there are any.
         losses: the mean of every loss.
         results: all detections in COCO's results format, in the order of the image ids.
     """
 
-    stats: list[float]
+    stats: dict[str, list[float]]
     losses: dict[str, float]
     results: list[dict[str, Any]]
 
@@ -39,7 +42,7 @@ def evaluate_all(
     """All evaluations of a detector by their names, see ``Detector.evaluations``; the first is the one that counts."""
     postprocess, found = detector.build_postprocess(args), {}
     for name, attributes in detector.evaluations(args).items():
-        with _changed(accelerator.unwrap_model(model), attributes):
+        with _changed(accelerator.unwrap_model(model).detector, attributes):
             found[name] = evaluate(model, criterion, postprocess, loader, accelerator)
     return found
 
@@ -71,11 +74,28 @@ def evaluate(
         loss, log = criterion(outputs, batch.targets, count)
         log = {"loss": loss} | log
         meter.add(dict(zip(log, torch.stack(list(log.values())).tolist(), strict=True)), len(batch.targets))
-        detections = postprocess(outputs, torch.stack([t["orig_size"] for t in batch.targets]))
-        results += coco_results([t["image_id"] for t in batch.targets], detections)
+        orig_sizes = torch.stack([t["orig_size"] for t in batch.targets])
+        found = coco_results([t["image_id"] for t in batch.targets], postprocess(outputs, orig_sizes))
+        if "masks" in outputs:
+            for result, mask in zip(found, _all_masks(outputs["masks"], batch), strict=True):
+                result["segmentation"] = mask
+        results += found
     losses = meter.means(accelerator)
     results = gather_object(results)
     if not accelerator.is_main_process:
-        return Evaluation([], losses, [])
+        return Evaluation({}, losses, [])
     results.sort(key=lambda r: r["image_id"])  # stable: the detections of an image keep their order
-    return Evaluation(coco_evaluate(loader.dataset.coco, results), losses, results)
+    kinds = {"bbox": "bbox"} | ({"masks": "segm"} if results and "segmentation" in results[0] else {})
+    stats = {name: coco_evaluate(loader.dataset.coco, results, kind) for name, kind in kinds.items()}
+    return Evaluation(stats, losses, results)
+
+
+def _all_masks(masks: QueryMasks, batch: Batch) -> list[dict[str, Any]]:
+    """COCO's run lengths of every query, image after image."""
+    queries = torch.arange(masks.hs.shape[1], device=masks.hs.device)
+    sizes = torch.stack([torch.cat((t["size"], t["orig_size"])) for t in batch.targets]).tolist()
+    found = []
+    for i, (height, width, orig_height, orig_width) in enumerate(sizes):
+        size, orig_size = (height, width), (orig_height, orig_width)
+        found += run_lengths(image_masks(masks, i, queries, batch.images.shape[-2:], size, orig_size))
+    return found

@@ -28,6 +28,11 @@ class DetectionModel(nn.Module):
             detector's own criterion and its pictures read: proposals of another length, further branches, attention maps.
         """
 
+    @property
+    def detector(self) -> nn.Module:
+        """What detects, without a mask head."""
+        return self
+
     def set_step(self, seed: int, step: int) -> None:
         """Called before each optimiser step, with numbers that are the same in all processes and in a resumed run.
 

@@ -15,7 +15,9 @@ from ..data.loading import Batch, pad_batch
 from ..data.transforms import boxes_of, evaluation_transforms
 from ..detector import Detector
 from ..errors import UserError
+from ..evaluation.masks import image_masks
 from ..evaluation.postprocess import PostProcess
+from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
 from .drawing import detection_panel, draw_detections, save_image
 
@@ -75,13 +77,14 @@ def predict(
         kept = scores >= score_threshold
         scores, labels, boxes = scores[kept], labels[kept].tolist(), boxes[kept]
         pixels = np.asarray(image)
+        masks = _masks_of(outputs["masks"], kept, batch, (image.height, image.width)) if "masks" in outputs else None
         if not (information or truth):
-            picture = draw_detections(pixels, boxes, labels, scores, names)
+            picture = draw_detections(pixels, boxes, labels, scores, names, masks)
         else:
             maps = detector.pictures(records, outputs) if information else {}
             maps = {caption: values.cpu().numpy() for caption, values in maps.items()}
             true_boxes = _true_boxes(truth, path) if truth else None
-            picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes)
+            picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes, masks=masks)
         save_image(folder / f"{path.stem}.png", picture)
 
 
@@ -90,6 +93,13 @@ def batch_of(image: Image.Image, image_size: int) -> Batch:
     no_boxes = {"boxes": boxes_of(torch.zeros(0, 4), image.height, image.width), "labels": torch.zeros(0, dtype=torch.long)}
     pixels, target = evaluation_transforms(image_size)(image, no_boxes)
     return Batch(*pad_batch([pixels]), [target])
+
+
+def _masks_of(masks: QueryMasks, kept: np.ndarray, batch: Batch, orig_size: tuple[int, int]) -> np.ndarray:
+    """(k, H, W) bool of the queries that are kept, of an image alone."""
+    queries = torch.from_numpy(np.flatnonzero(kept)).to(masks.hs.device)
+    size = batch.images.shape[-2:]
+    return image_masks(masks, 0, queries, size, size, orig_size).cpu().numpy()
 
 
 def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:

@@ -9,6 +9,7 @@ from typing import Any
 from ..detector import Detector
 from ..models.checkpoint import load_checkpoint, load_model
 from ..models.model import DetectionModel
+from ..models.reveal import DETECTOR_OF_MASKS, has_mask_head
 from .options import follow_checkpoint, parse
 
 
@@ -50,6 +51,11 @@ def restore(detector: Detector, source: str | Path, argv: Sequence[str] = (), ch
     return Restored(model, args, checkpoint["num_classes"], names, messages + message)
 
 
+def starting_weights(args: Namespace) -> str | None:
+    """The checkpoint that a run starts from."""
+    return args.resume or args.finetune or getattr(args, "frozen_weights", None)
+
+
 def build_model(
     detector: Detector, args: Namespace, checkpoint: dict[str, Any], num_classes: int
 ) -> tuple[DetectionModel, list[str]]:
@@ -58,18 +64,22 @@ def build_model(
     Raises:
         UserError: weights that must be there are missing, unknown or of another shape.
     """
-    source = args.resume or args.finetune
+    source = starting_weights(args)
     model = detector.build_model(args, num_classes, not source)
     if not source:
         return model, []
     state_dict = detector.adapt(checkpoint["model"], args.nheads)
+    if model.detector is not model and not has_mask_head(state_dict):
+        state_dict = {f"{DETECTOR_OF_MASKS}{name}": value for name, value in state_dict.items()}
     may_be_new = []
+    optional = [part for _, *weights in detector.plain.values() for part in weights]
     if args.finetune:
-        optional = [weights for _, weights in detector.plain.values()]
         may_be_new = [*detector.renewable, *optional, *checkpoint.get("fresh", ())]
+    elif not args.resume:  # a detector to which a mask head is added
+        may_be_new = detector.plain["masks"][1:]
     elif args.eval or args.predict:  # with an encoder that the user chose, whatever it was trained with
-        for name, (plain, weights) in detector.plain.items():
-            was_plain = not any(weights in key for key in state_dict)
+        for name, (plain, *weights) in detector.plain.items():
+            was_plain = not any(part in key for key in state_dict for part in weights)
             if was_plain != (getattr(args, name) == plain):
-                may_be_new.append(weights)
+                may_be_new += weights
     return model, load_model(model, state_dict, source, may_be_new)

@@ -19,6 +19,7 @@ PALETTE = np.uint8([(240, 228, 66), (213, 94, 0), (86, 180, 233), (0, 158, 115),
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MIN_CAPITAL = 9  # px, height of the capitals in small images
 MIN_LEGIBLE_CAPITAL = 5  # px, a tag that fits the image only below this is left out
+TINT = 0.5  # share of its colour in the pixels of a mask
 DIMMED = 0.2  # brightness of an image where a map of bools is false
 MAX_ASPECT = 4  # an image in a panel is at most this many times wider than the panel is high
 
@@ -29,8 +30,9 @@ def draw_detections(
     labels: Sequence[int],
     scores: Sequence[float] | None = None,
     names: Mapping[int, str] | None = None,
+    masks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return a copy of `image` with a coloured frame and a tag ("circle 0.93") for each box.
+    """Return a copy of `image` with a coloured frame and a tag ("circle 0.93") for each box, and its mask in the same colour.
 
     Args:
         image: (H, W, 3).
@@ -38,6 +40,7 @@ def draw_detections(
         labels: n category ids; each picks a colour of `PALETTE`, cycling.
         scores: n confidences, shown in the tags, the surest box on top. None for annotations.
         names: the names of category ids; an id without one is shown itself, an empty name leaves the score alone.
+        masks: (n, H, W) bool.
     """
     height, width = image.shape[:2]
     side = math.sqrt(height * width)
@@ -45,6 +48,8 @@ def draw_detections(
     canvas, colours = image.copy(), PALETTE[np.asarray(labels, dtype=int) % len(PALETTE)]
     visible = _pixel_boxes(boxes, width, height)
     order = sorted(visible, key=lambda i: 0 if scores is None else float(scores[i]))
+    for i in order if masks is not None else ():
+        _draw_mask(canvas, masks[i], colours[i], thickness)
     for i in order:
         _draw_frame(canvas, visible[i], colours[i], thickness)
 
@@ -100,6 +105,7 @@ def detection_panel(
     maps: Mapping[str, np.ndarray] | None = None,
     ground_truth: tuple[np.ndarray, Sequence[int]] | None = None,
     height: int = 320,
+    masks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the panel [ground truth |] detections [| maps] of one image; maps of bools in a row of their own below.
 
@@ -107,7 +113,7 @@ def detection_panel(
     of the paper, the detections reappear on the maps in the same colours. Of bools, the image itself shows where they are true.
 
     Args:
-        image, boxes, labels, scores, names: as for `draw_detections`; boxes in pixels of `image`.
+        image, boxes, labels, scores, names, masks: as for `draw_detections`; boxes in pixels of `image`.
         maps: caption -> (h, w) numbers or bools of the feature pixels that cover the image.
         ground_truth: annotated boxes (m, 4) and their m labels.
         height: of the images in the panel, in pixels.
@@ -120,7 +126,9 @@ def detection_panel(
     if ground_truth is not None:
         true_boxes = np.asarray(ground_truth[0], dtype=float).reshape(-1, 4) * scale
         pictures["Ground truth"] = draw_detections(canvas, true_boxes, ground_truth[1], names=names)
-    pictures["Detections"] = draw_detections(canvas, boxes, labels, scores, names)
+    if masks is not None:
+        masks = [cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks]
+    pictures["Detections"] = draw_detections(canvas, boxes, labels, scores, names, masks)
     chosen = {}
     for caption, values in (maps or {}).items():
         if values.dtype == bool:
@@ -175,6 +183,13 @@ def _draw_frame(canvas: np.ndarray, box: tuple, colour: Sequence[int], thickness
     t = max(1, min(thickness, (min(x1 - x0, y1 - y0) - 1) // 2))
     for side in ((y0, y0 + t, x0, x1), (y1 - t, y1, x0, x1), (y0, y1, x0, x0 + t), (y0, y1, x1 - t, x1)):
         canvas[side[0] : side[1], side[2] : side[3]] = colour
+
+
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, thickness: int) -> None:
+    """Tint the pixels of a mask and draw its outline, in place."""
+    canvas[mask] = ((1 - TINT) * canvas[mask] + TINT * colour).round().astype(np.uint8)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, outlines, -1, colour.tolist(), thickness)
 
 
 def _text(text: str, capital: int) -> np.ndarray:

@@ -74,7 +74,9 @@ def summaries(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """The average precisions, a line for each evaluation, behind its name where it has one."""
     lines = []
     for name, evaluation in evaluations.items():
-        shown = zip(METRICS[:6], evaluation.stats, strict=False)
-        line = ", ".join(f"{metric} {value:.3f}" for metric, value in shown if value >= 0)
-        lines.append(f"{name.replace('_', ' ')}: {line}" if name else line)
+        parts = []
+        for kind, numbers in evaluation.stats.items():
+            shown = ", ".join(f"{metric} {value:.3f}" for metric, value in zip(METRICS[:6], numbers, strict=False) if value >= 0)
+            parts.append(shown if kind == "bbox" else f"{kind} {shown}")
+        lines.append((f"{name.replace('_', ' ')}: " if name else "") + "; ".join(parts))
     return lines

@@ -1,0 +1,59 @@
+"""A detector with a mask head: instance and panoptic segmentation (DETR, section 4.4).
+
+Shapes: B images, H x W pixels of the feature map, Q queries, d features.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .mask_head import AttentionMaps, MaskHead, QueryMasks
+from .model import DetectionModel
+from .single_scale import SingleScaleDetector
+
+
+class Segmenter(DetectionModel):
+    """Detects, and has a mask for each query.
+
+    Args:
+        detr: the detector; its backbone returns all stages up to the one that is detected in.
+        nhead: heads of the attention that the masks start from.
+        frozen: train the mask head alone.
+    """
+
+    def __init__(self, detr: SingleScaleDetector, nhead: int, frozen: bool = False):
+        super().__init__()
+        d_model = detr.transformer.d_model
+        detr.for_masks = True
+        self.detr = detr.requires_grad_(False) if frozen else detr  # the names of the published weights
+        self.bbox_attention = AttentionMaps(d_model, nhead)
+        self.mask_head = MaskHead(d_model, nhead, detr.backbone[0].num_channels[-2::-1])
+
+    @property
+    def detector(self) -> nn.Module:
+        return self.detr
+
+    def set_step(self, seed: int, step: int) -> None:
+        """See :class:`DetectionModel`."""
+        self.detr.set_step(seed, step)
+
+    def forward(self, images: Tensor, mask: Tensor, targets: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """See :class:`DetectionModel`; beside that as :meth:`segment`."""
+        *finer, (last, mask) = self.detr.backbone[0](images, mask)
+        return self.segment(self.detr.input_proj(last), mask, [feature for feature, _ in reversed(finer)])
+
+    def segment(self, src: Tensor, mask: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Detects, and prepares the masks.
+
+        Args:
+            src: (B, d, H, W), the projected features.
+            mask: (B, H, W) bool, True = padding.
+            features: of the finer stages, the coarsest first.
+
+        Returns:
+            What the detector returns, and ``masks``: a :class:`QueryMasks`.
+        """
+        outputs = self.detr.detect(src, mask)
+        hs, memory = outputs.pop("hs"), outputs.pop("memory")
+        return outputs | {"masks": QueryMasks(self.bbox_attention, self.mask_head, src, hs, memory, mask, tuple(features))}

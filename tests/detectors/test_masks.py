@@ -1,0 +1,161 @@
+"""The detectors with a mask head, from annotations to masks."""
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch.nn import functional as F
+from torchvision.ops import box_convert, masks_to_boxes
+
+from common.data.loading import build_dataset
+from common.evaluation.masks import image_masks
+from tests.detector_runs import read_checkpoint, run_here, tiny
+from tests.tiny_checkpoints import tiny_checkpoint
+from tests.tiny_models import batch_of, build
+
+SEGMENTERS = ("DETR-ENACT", "PnP-DETR")
+both = pytest.mark.parametrize("detector", SEGMENTERS)
+
+
+def run_of(detector: str, dataset: Path, folder: Path, *argv: str) -> tuple:
+    recipe = ("--epochs", "1", "--batch_size", "8", "--coco_path", dataset, "--output_dir", folder)
+    return (*tiny(detector), *recipe, *argv)
+
+
+@both
+def test_masks_are_trained_evaluated_and_drawn(detector, dataset, tmp_path):
+    """Losses and precision of masks in the log; the same from the checkpoint; COCO's results hold both, as pycocotools counts."""
+    assert run_here(detector, *run_of(detector, dataset, tmp_path, "--masks")) == 0
+    [log] = map(json.loads, (tmp_path / "log.txt").read_text().splitlines())
+    assert {"train_loss_mask", "train_loss_dice", "test_loss_mask"} <= log.keys() and len(log["test_coco_eval_masks"]) == 12
+    machine = ("--output_dir", tmp_path / "eval", "--device", "cpu", "--num_workers", "0", "--resume", tmp_path / "checkpoint.pth")
+    assert run_here(detector, "--eval", "--coco_path", dataset, *machine) == 0
+    content = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert content["coco_eval_masks"] == pytest.approx(log["test_coco_eval_masks"], abs=1e-6)
+
+    truth = COCO(str(dataset / "annotations" / "instances_val2017.json"))
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "eval" / "predictions.json")), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert content["coco_eval_masks"] == pytest.approx(evaluation.stats.tolist(), abs=1e-9)
+
+    image = sorted((dataset / "val2017").iterdir())[0]
+    assert run_here(detector, "--predict", image, "--score_threshold", "0", *machine) == 0
+    with_masks = cv2.imread(str(tmp_path / "eval" / "predictions" / f"{image.stem}.png"))
+    assert with_masks is not None and with_masks.shape == cv2.imread(str(image)).shape
+
+
+@both
+def test_a_mask_head_is_trained_alone(detector, dataset, tmp_path, capsys):
+    """``--frozen_weights``: the detector is strictly the given one and stays so; epochs and drop are the published recipe's."""
+    plain, out = tiny_checkpoint(tmp_path / "plain.pth", detector, 0), tmp_path / "out"
+    argv = [x for x in run_of(detector, dataset, out, "--masks", "--frozen_weights", plain) if x not in ("--epochs", "1")]
+    assert run_here(detector, *argv, "--eval_every", "25", "--epochs", "2") == 0
+    before, after = read_checkpoint(plain)["model"], read_checkpoint(out / "checkpoint.pth")
+    assert after["args"]["lr_drop"] == 15 and "which start anew" in capsys.readouterr().out
+    same = [name for name in before if not any(part in name for part in ("running_", "tracked"))]
+    assert all(torch.equal(before[name], after["model"][f"detr.{name}"]) for name in same)
+    start = after["model"]["mask_head.lay1.weight"]
+    continued = ("--coco_path", dataset, "--output_dir", out, "--epochs", "3", "--resume", out / "checkpoint.pth")
+    assert run_here(detector, *continued, "--device", "cpu", "--num_workers", "0") == 0
+    last = read_checkpoint(out / "checkpoint.pth")
+    assert all(torch.equal(before[name], last["model"][f"detr.{name}"]) for name in same)
+    assert not torch.equal(start, last["model"]["mask_head.lay1.weight"])
+
+
+@both
+def test_a_detector_is_a_start_for_both_together(detector, dataset, tmp_path, capsys):
+    """``--finetune`` with ``--masks``: the head is new, and everything is trained."""
+    plain = tiny_checkpoint(tmp_path / "plain.pth", detector, 0)
+    assert run_here(detector, *run_of(detector, dataset, tmp_path / "out", "--masks", "--finetune", plain)) == 0
+    assert "mask_head" in capsys.readouterr().out
+    exported = tmp_path / "exported.pth"
+    assert run_here(detector, "--export", exported, "--resume", tmp_path / "out" / "checkpoint.pth") == 0
+    names = read_checkpoint(exported)["model"].keys()
+    assert {name.split(".")[0] for name in names} == {"detr", "bbox_attention", "mask_head"}
+
+
+@torch.no_grad()
+def test_masks_come_back_to_the_original_image(dataset):
+    """Enlarged, cut off, cropped to the image, resized; in chunks as at once."""
+    model = build("DETR-ENACT", "--masks")[0].eval()
+    batch = batch_of(dataset)
+    outputs = model(batch.images, batch.mask)
+    queries, padded = torch.arange(10), batch.images.shape[-2:]
+    height, width = batch.targets[1]["size"].tolist()
+    found = image_masks(outputs["masks"], 1, queries, padded, (height, width), (33, 47))
+    logits = outputs["masks"](torch.ones(10, dtype=torch.long), queries)
+    probability = F.interpolate(logits[:, None], padded, mode="bilinear").sigmoid()[:, :, :height, :width]
+    expected = F.interpolate((probability > 0.5).float(), (33, 47))[:, 0] > 0
+    assert torch.equal(found, expected) and 0 < found.float().mean() < 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.evaluation.masks.CHUNK", 3)
+        assert torch.equal(image_masks(outputs["masks"], 1, queries, padded, (height, width), (33, 47)), expected)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_masks_follow_their_image(split, dataset):
+    """Through every transform a mask stays inside its box; without crops, which may cut off a corner, it fills it."""
+    images = build_dataset(dataset, split, 64, 0, masks=True)
+    for index in range(len(images)):
+        image, target = images[3, index]
+        assert target["masks"].shape == (len(target["labels"]), *image.shape[1:]) and target["masks"].dtype == torch.bool
+        size = torch.tensor(image.shape[:0:-1]).repeat(2)
+        boxes = box_convert(target["boxes"], "cxcywh", "xyxy") * size
+        seen = target["masks"].flatten(1).any(1)
+        edges = masks_to_boxes(target["masks"][seen]) + torch.tensor([0, 0, 1, 1])
+        inside = torch.tensor([1, 1, -1, -1]) * (edges - boxes[seen])
+        assert (inside > -3).all() and (split == "train" or (inside < 2.5).all())
+    assert "masks" not in build_dataset(dataset, split, 64, 0)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: a.pop("segmentation"), "has no segmentation"),
+        (lambda a: a.update(segmentation=[[1.0, 2.0]]), "neither polygons nor run lengths"),
+        (lambda a: a.update(segmentation={"size": [3, 3], "counts": [9]}), "neither polygons nor run lengths"),
+        (lambda a: a.update(segmentation="none"), "neither polygons nor run lengths"),
+    ],
+    ids=["none", "two numbers", "another size", "text"],
+)
+def test_bad_masks_end_with_one_sentence(change, said, dataset, tmp_path, capsys):
+    """The annotation is named."""
+    data = tmp_path / "data"
+    (data / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (data / split).symlink_to(dataset / split)
+        content = json.loads((dataset / "annotations" / f"instances_{split}.json").read_text())
+        [change(a) for a in content["annotations"] if not a["iscrowd"]]
+        (data / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    assert run_here("DETR-ENACT", *run_of("DETR-ENACT", data, tmp_path / "out", "--masks")) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert said in message and "annotation" in message and "--masks" in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--frozen_weights", "x.pth"), "pass --masks, too"),
+        (("--masks", "--frozen_weights", "x.pth", "--finetune", "y.pth"), "choose one"),
+        (("--masks", "--frozen_weights", "none.pth"), "none.pth"),
+    ],
+)
+def test_contradictions(argv, said, dataset, tmp_path, capsys):
+    """One sentence, and nothing is written."""
+    assert run_here("DETR-ENACT", *run_of("DETR-ENACT", dataset, tmp_path / "out", *argv)) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1 and not list((tmp_path / "out").glob("*"))
+
+
+def test_weights_of_another_detector_cannot_be_frozen(dataset, tmp_path, capsys):
+    """Its keys are named."""
+    other = tiny_checkpoint(tmp_path / "other.pth", "Conditional-DETR-ENACT", 0)
+    argv = run_of("DETR-ENACT", dataset, tmp_path / "out", "--masks", "--frozen_weights", str(other))
+    assert run_here("DETR-ENACT", *argv) == 2
+    assert "is not a checkpoint of DETR-ENACT" in capsys.readouterr().err
