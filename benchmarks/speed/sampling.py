@@ -190,7 +190,7 @@ def draw(records: list[dict], caption: str) -> Figure:
         for axes, (kind, (title, unit, scale)) in zip(row, MEASURES.items()):
             _draw_curves(axes, own, kind)
             plain = own[0][kind] * scale
-            axes.set_title(f"{name}: {title} (1 = {plain:.3g} {unit})", fontsize=8.5)
+            axes.set_title(f"{name}: {title} (1 = {plain:.4g} {unit})", fontsize=8.5)
         row[0].set_ylabel("ratio to DETR's encoder", fontsize=8)
     figure.axes[0].legend(fontsize=7, frameon=False, loc="upper left")
     figure.supxlabel(f"share of polled pixels\n{caption}", fontsize=7.5)
