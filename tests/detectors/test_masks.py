@@ -50,6 +50,13 @@ def test_masks_are_trained_evaluated_and_drawn(detector, dataset, tmp_path):
     assert with_masks is not None and with_masks.shape == cv2.imread(str(image)).shape
 
 
+def test_masks_in_mixed_precision(dataset, tmp_path):
+    """The head is called by the losses, where autocast has ended."""
+    assert run_here("PnP-DETR", *run_of("PnP-DETR", dataset, tmp_path, "--masks", "--amp", "bf16")) == 0
+    [log] = map(json.loads, (tmp_path / "log.txt").read_text().splitlines())
+    assert 0 < log["train_loss_dice"] < 10
+
+
 @both
 def test_a_mask_head_is_trained_alone(detector, dataset, tmp_path, capsys):
     """``--frozen_weights``: the detector is strictly the given one and stays so; epochs and drop are the published recipe's."""

@@ -81,12 +81,12 @@ def test_two_processes_train_as_one(one, options, tmp_path):
 
 @pytest.mark.parametrize(
     ("detector", "argv"),
-    [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",)), ("PnP-DETR", ())],
-    ids=["Sparse-DETR", "DAC-DETR", "PnP-DETR"],
+    [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",)), ("PnP-DETR", ("--masks",))],
+    ids=["Sparse-DETR", "DAC-DETR", "PnP-DETR with masks"],
 )
 def test_losses_of_other_branches_are_shared_out_as_well(detector, argv, recipe, tmp_path):
-    """Those of proposals, of scores and of one-to-many pairs are divided by objects and images of the whole step, too; and a step
-    polls one share of the pixels.
+    """Those of proposals, scores, one-to-many pairs and masks are divided by objects and images of the whole step, too; and
+    a step polls one share of the pixels.
 
     The steps move a weight by some 3e-4 in all; a few weights with gradients near zero amplify the rounding.
     """

@@ -6,6 +6,7 @@ Shapes: B images, H x W pixels of the feature map, Q queries, d features.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .mask_head import AttentionMaps, MaskHead, QueryMasks
@@ -55,5 +56,8 @@ class Segmenter(DetectionModel):
             What the detector returns, and ``masks``: a :class:`QueryMasks`.
         """
         outputs = self.detr.detect(src, mask)
-        hs, memory = outputs.pop("hs"), outputs.pop("memory")
+        # The masks are asked for later, outside of mixed precision: by the losses, for matched queries.
+        src, hs, memory, *features = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (src, outputs.pop("hs"), outputs.pop("memory"), *features)
+        )
         return outputs | {"masks": QueryMasks(self.bbox_attention, self.mask_head, src, hs, memory, mask, tuple(features))}
