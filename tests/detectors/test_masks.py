@@ -11,11 +11,14 @@ from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 from torchvision.ops import box_convert, masks_to_boxes
 
+from common.cli.options import follow_checkpoint
 from common.data.loading import build_dataset
 from common.evaluation.masks import image_masks
+from common.models.mask_head import AttentionMaps, MaskHead
 from tests.detector_runs import read_checkpoint, run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_models import batch_of, build
+from tools.detectors import DETECTORS, options
 
 SEGMENTERS = ("DETR-ENACT", "PnP-DETR")
 both = pytest.mark.parametrize("detector", SEGMENTERS)
@@ -73,6 +76,24 @@ def test_a_mask_head_is_trained_alone(detector, dataset, tmp_path, capsys):
     last = read_checkpoint(out / "checkpoint.pth")
     assert all(torch.equal(before[name], last["model"][f"detr.{name}"]) for name in same)
     assert not torch.equal(start, last["model"]["mask_head.lay1.weight"])
+
+
+def test_published_panoptic_checkpoints_load():
+    """DETR's names under ``detr.`` and the head's beside them, 250 classes: every key is consumed, and exported again."""
+    shapes = json.loads((Path(__file__).parents[1] / "published" / "detr_r50.json").read_text())
+    with torch.device("meta"):
+        parts = {"mask_head": MaskHead(256, 8, (1024, 512, 256)), "bbox_attention": AttentionMaps(256, 8)}
+        weights = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+        weights |= {f"detr.{name}": torch.empty(shape) for name, shape in shapes.items()}
+        weights |= {"detr.class_embed.weight": torch.empty(251, 256), "detr.class_embed.bias": torch.empty(251)}
+        args, detector = options("DETR-ENACT"), DETECTORS["DETR-ENACT"]
+        assert follow_checkpoint(detector, args, set(), checkpoint := {"model": weights}, "x.pth") == []
+        model = detector.build_model(args, checkpoint["num_classes"], False)
+    assert args.masks and args.backbone == "resnet50" and checkpoint["num_classes"] == 250
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    adapted = detector.adapt(weights, args.nheads)
+    assert {name: value.shape for name, value in adapted.items()} == own
+    assert detector.export(adapted, args.nheads).keys() == weights.keys()
 
 
 @both

@@ -106,7 +106,8 @@ def follow_checkpoint(
             continue
         if name in explicit:
             raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {known}")
-        if name in detector.plain and name not in recorded and known != getattr(args, name):
+        is_plain = known == detector.plain.get(name, (None,))[0]
+        if is_plain and name not in recorded and known != getattr(args, name):
             lines.append(_as_trained(path, name, known))
         setattr(args, name, known)
     continued = args.resume and "detector" in checkpoint
