@@ -77,6 +77,8 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> PnPDE
     bounds = (args.sample_ratio_lower_bound, args.sample_ratio_higher_bound)
     if bounds[0] > bounds[1]:
         raise UserError(f"--sample_ratio_lower_bound {bounds[0]:g} is above --sample_ratio_higher_bound {bounds[1]:g}: swap them")
+    if args.eval_ratios and args.sampling == "none":
+        raise UserError("--eval_ratios are shares of polled pixels, which --sampling none has not: leave one of them out")
     parts = build_parts(args, num_classes + 1, load_backbone)
     pooled = args.unsample_abstract_number or (POOLED_OF_DC5 if args.dilation else POOLED)
     sampler = None
@@ -93,7 +95,7 @@ def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
 
 def evaluations(args: Namespace) -> dict[str, dict[str, Any]]:
     """One for each of ``--eval_ratios``, with the published names."""
-    if not args.eval_ratios or args.sampling == "none":
+    if not args.eval_ratios:
         return {"": {}}
     return {f"ratio_{value:g}": {"sample_topk_ratio": value} for value in args.eval_ratios}
 

@@ -134,6 +134,7 @@ def test_weights_tell_whether_they_sample(dataset, tmp_path, capsys):
         (("--sample_topk_ratio", "1"), "above 0 and below 1"),
         (("--eval_ratios", "0.5", "0"), "above 0"),
         (("--sample_ratio_lower_bound", "0.9"), "is above --sample_ratio_higher_bound"),
+        (("--sampling", "none", "--eval_ratios", "0.5"), "leave one of them out"),
     ],
 )
 def test_ratios_that_cannot_be(argv, said, dataset, tmp_path, capsys):
