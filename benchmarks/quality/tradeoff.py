@@ -163,7 +163,7 @@ def draw(records: list[dict], caption: str) -> Figure:
         axes.set_ylim(0, 1.3)
     for axes in figure.axes:
         axes.set_xlim(0, 1)
-        axes.legend(fontsize=7, frameon=False, loc="lower right")
+        axes.legend(fontsize=7, frameon=False, loc="center right" if axes is precision else "lower right")
         axes.tick_params(labelsize=7.5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"share of polled pixels\n{caption}", fontsize=7.5)
