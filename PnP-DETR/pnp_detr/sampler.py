@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.models.layers import in_full_precision
+from common.models.layers import full_precision, in_full_precision, rows
 
 SCORE_NETS = ("2layer-fc-256", "2layer-fc-16", "1layer-fc")
 KPROJ_NETS = ("1layer-fc", "2layer-fc")
@@ -54,9 +54,8 @@ class Sampled(NamedTuple):
         # Quotients of shares, which survive where the shares themselves underflow.
         quotients = self.log_shares.masked_fill(~self.pooled[:, None], 0.0).softmax(1)
         spread = (quotients.transpose(1, 2).to(vectors.dtype) @ vectors).masked_fill(~self.pooled[..., None], 0.0)
-        index = self.tokens[..., None].expand(-1, -1, memory.shape[-1])
-        own = torch.where(self.kept[..., None], polled, spread.gather(1, index))
-        return spread.scatter(1, index, own)
+        own = torch.where(self.kept[..., None], polled, rows(spread, self.tokens))
+        return spread.scatter(1, self.tokens[..., None].expand_as(own), own)
 
 
 class Sampler(nn.Module):
@@ -95,14 +94,13 @@ class Sampler(nn.Module):
         scores = in_full_precision(self.score_pred_net, src).sigmoid().flatten(1)
         normalized = F.layer_norm(src.flatten(2).transpose(1, 2), src.shape[1:2])
         tokens, kept = poll(scores, mask, ratio)
-        index = tokens[..., None].expand(-1, -1, src.shape[1])
-        polled = (normalized * scores[..., None]).gather(1, index)
+        polled = rows(normalized, tokens) * scores.gather(1, tokens)[..., None]
         remaining = (~mask).scatter(1, tokens, ~kept & ~mask.gather(1, tokens))
         pooled, pooled_pos, log_shares = self._pool(normalized, pos, remaining)
         nothing = ~remaining.any(1, keepdim=True).expand(-1, pooled.shape[1])
         return Sampled(
             src=torch.cat((polled.to(pooled.dtype), pooled), dim=1),
-            pos=torch.cat((pos.gather(1, index), pooled_pos), dim=1),
+            pos=torch.cat((rows(pos, tokens), pooled_pos), dim=1),
             mask=torch.cat((~kept, nothing), dim=1),
             scores=scores,
             tokens=tokens,
@@ -113,8 +111,7 @@ class Sampler(nn.Module):
 
     def _pool(self, normalized: Tensor, pos: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """normalized, pos (B, N, d), remaining (B, N) -> pooled features and positions (B, M, d), and the shares' logarithms."""
-        logits = self.k_proj(normalized + pos if self.pos_embed_kproj else normalized).transpose(1, 2)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = full_precision(self.k_proj(normalized + pos if self.pos_embed_kproj else normalized)).transpose(1, 2)
         log_shares = logits.masked_fill(~remaining[:, None], NEVER).log_softmax(-1)
         shares = log_shares.exp()
         # The shares add up to 1: a mean of projections is the projection of the mean, which is M / N of the work.

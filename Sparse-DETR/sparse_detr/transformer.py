@@ -14,9 +14,8 @@ from common.models.deformable_transformer import (
     DeformableDecoder,
     DeformableEncoder,
     DeformableTransformer,
-    rows,
 )
-from common.models.layers import in_full_precision
+from common.models.layers import in_full_precision, rows
 from common.models.levels import Levels
 from common.models.transformer import TransformerOptions
 

@@ -79,9 +79,9 @@ def evaluate(demo: Demo, args: Namespace) -> dict[float, list[float]]:
 
 def measure(demos: dict[tuple[str, int], Demo], args: Namespace, device: torch.device) -> dict[float, dict]:
     """Share -> what an inference costs."""
-    models = {sampling: restore(DETECTORS[DETECTOR], demos[sampling, args.seeds[0]].checkpoint).model for sampling in SAMPLINGS}
-    [size] = {restore(DETECTORS[DETECTOR], demos[NONE, args.seeds[0]].checkpoint).args.image_size}
-    batch = collate([build_dataset(args.coco_path, "val", size, 0)[0]])
+    restored = {sampling: restore(DETECTORS[DETECTOR], demos[sampling, args.seeds[0]].checkpoint) for sampling in SAMPLINGS}
+    models = {sampling: found.model for sampling, found in restored.items()}
+    batch = collate([build_dataset(args.coco_path, "val", restored[NONE].args.image_size, 0)[0]])
     on_host, on_device = batch.to(torch.device("cpu")), batch.to(device)
     costs, times = {}, {share: [] for share in (*args.ratios, ALL)}
     for share in times:

@@ -49,4 +49,14 @@ def in_full_precision(module: nn.Module, x: Tensor) -> Tensor:
     bfloat16 has 8 bits of mantissa, with which a coordinate in [0, 1] falls on a grid of several pixels.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return module(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return module(full_precision(x))
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rows(x: Tensor, tokens: Tensor) -> Tensor:
+    """x (B, N, d) at tokens (B, n) -> (B, n, d)."""
+    return x.gather(1, tokens[..., None].expand(-1, -1, x.shape[-1]))

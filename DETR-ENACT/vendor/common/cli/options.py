@@ -50,9 +50,10 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{chosen[0]} needs weights: pass a checkpoint with --resume")
     if args.resume and args.finetune:
         raise UserError("--resume continues a run and --finetune starts one: choose one")
-    if getattr(args, "frozen_weights", None) and not args.masks:
+    frozen = getattr(args, "frozen_weights", None)  # an option of some detectors
+    if frozen and not args.masks:
         raise UserError("--frozen_weights trains a mask head alone: pass --masks, too")
-    if getattr(args, "frozen_weights", None) and args.finetune:
+    if frozen and args.finetune:
         raise UserError("--finetune trains all weights and --frozen_weights the mask head alone: choose one")
     if not (args.coco_path or args.demo or args.predict or args.export):
         raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")

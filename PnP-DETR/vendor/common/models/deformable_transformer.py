@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .deformable_attention import Attended, DeformableAttention
-from .layers import in_full_precision, inverse_sigmoid
+from .layers import in_full_precision, inverse_sigmoid, rows
 from .levels import Levels
 from .positions import sine_embedding
 from .transformer import TransformerOptions
@@ -254,8 +254,3 @@ class DeformableTransformer(nn.Module):
         """The logits of boxes (B, Q, 4) -> (B, Q, query_width)."""
         embedded = sine_embedding(reference.sigmoid() * 2 * math.pi, self.d_model // 2).flatten(-2)
         return self.pos_trans_norm(self.pos_trans(embedded))
-
-
-def rows(x: Tensor, tokens: Tensor) -> Tensor:
-    """x (B, N, d) at tokens (B, Q) -> (B, Q, d)."""
-    return x.gather(1, tokens[..., None].expand(-1, -1, x.shape[-1]))

@@ -6,9 +6,9 @@ Shapes: B images, H x W pixels of the feature map, Q queries, d features.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .layers import full_precision
 from .mask_head import AttentionMaps, MaskHead, QueryMasks
 from .model import DetectionModel
 from .single_scale import SingleScaleDetector
@@ -57,7 +57,5 @@ class Segmenter(DetectionModel):
         """
         outputs = self.detr.detect(src, mask)
         # The masks are asked for later, outside of mixed precision: by the losses, for matched queries.
-        src, hs, memory, *features = (
-            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (src, outputs.pop("hs"), outputs.pop("memory"), *features)
-        )
+        src, hs, memory, *features = map(full_precision, (src, outputs.pop("hs"), outputs.pop("memory"), *features))
         return outputs | {"masks": QueryMasks(self.bbox_attention, self.mask_head, src, hs, memory, mask, tuple(features))}
