@@ -3,7 +3,7 @@
 from argparse import BooleanOptionalAction, Namespace
 
 from common.cli.arguments import DEMO, Parser, add_clustering_options, add_query_options, number
-from common.cli.masks import MASK_ARCHITECTURE, MASK_WEIGHTS, add_mask_options, build_segmenter
+from common.cli.masks import MASK_ARCHITECTURE, MASK_CHANGEABLE, MASK_WEIGHTS, add_mask_options, build_segmenter
 from common.detector import ARCHITECTURE, Detector
 from common.evaluation.postprocess import softmax_detections
 from common.losses.criterion import SetCriterion, build_criterion
@@ -58,7 +58,7 @@ DETECTOR = Detector(
     record=record,
     demo=DEMO | {"pre_norm": True, "enc_layers": 3, "dec_layers": 3, "num_queries": 20, "epochs": 12, "lr_drop": 10},
     architecture=(*ARCHITECTURE, *MASK_ARCHITECTURE, "pre_norm"),
-    changeable=("clustering", "smoothing_sigma"),
+    changeable=("clustering", "smoothing_sigma", *MASK_CHANGEABLE),
     plain={"clustering": ("none", "W_prob"), "masks": MASK_WEIGHTS},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),
 )

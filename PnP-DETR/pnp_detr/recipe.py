@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from typing import Any
 
 from common.cli.arguments import DEMO, Parser, add_clustering_options, add_query_options, number
-from common.cli.masks import MASK_ARCHITECTURE, MASK_WEIGHTS, add_mask_options, build_segmenter
+from common.cli.masks import MASK_ARCHITECTURE, MASK_CHANGEABLE, MASK_WEIGHTS, add_mask_options, build_segmenter
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
 from common.evaluation.postprocess import softmax_detections
@@ -130,7 +130,7 @@ DETECTOR = Detector(
         *(*ARCHITECTURE, *MASK_ARCHITECTURE),
         *("pre_norm", "sampling", "score_pred_net", "kproj_net", "pos_embed_kproj", "unsample_abstract_number"),
     ),
-    changeable=("clustering", "smoothing_sigma", "sample_topk_ratio"),
+    changeable=("clustering", "smoothing_sigma", "sample_topk_ratio", *MASK_CHANGEABLE),
     plain={"clustering": ("none", "W_prob"), "sampling": ("none", "sampler"), "masks": MASK_WEIGHTS},
     fresh=dict.fromkeys(("sampling", "score_pred_net", "kproj_net", "unsample_abstract_number"), ("sampler",)),
     evaluations=evaluations,

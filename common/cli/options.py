@@ -6,11 +6,12 @@ from typing import Any
 from ..detector import Detector
 from ..errors import UserError
 from .arguments import Parser, common_parser
-from .masks import MASK_RECIPE
+from .masks import MASK_DEMO, MASK_RECIPE, NoMaskHead
 
 # Options of one call, which a resumed run does not take over from the one before.
 PER_CALL = {
-    *("coco_path", "demo", "eval", "export", "predict", "information", "score_threshold", "resume", "finetune", "output_dir"),
+    *("coco_path", "coco_panoptic_path", "demo", "eval", "export", "predict", "information", "score_threshold"),
+    *("resume", "finetune", "output_dir"),
     *("device", "num_workers", "channels_last", "compile", "tf32"),
 }
 # Options that belong to a checkpoint's model and may still be changed when it is used; a detector has more of its own.
@@ -21,6 +22,8 @@ def build_parser(detector: Detector) -> Parser:
     """The common options and those of a detector."""
     parser = common_parser(detector.name)
     detector.add_arguments(parser)
+    if "masks" not in detector.architecture:
+        parser.add_argument("--masks", action=NoMaskHead, nargs=0, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -35,7 +38,7 @@ def parse(detector: Detector, argv: list[str] | None) -> tuple[argparse.Namespac
     explicit = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not not_given}
     defaults = vars(parser.parse_args([]))
     if explicit.get("demo"):
-        defaults |= detector.demo
+        defaults |= detector.demo | (MASK_DEMO if explicit.get("masks") else {})
     elif explicit.get("frozen_weights"):
         defaults |= MASK_RECIPE
     return argparse.Namespace(**defaults | explicit), set(explicit)

@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 
 import common
 from common.data import shapes
-from common.data.shapes import CLASSES, ensure_shapes_dataset, write_shapes_dataset
-from common.data.shapes_drawing import MIN_VISIBLE, polygon_annotation, rasterize, shape_polygons
+from common.data.shapes import ensure_shapes_dataset, write_shapes_dataset
+from common.data.shapes_drawing import CLASSES, MIN_VISIBLE, polygon_annotation, rasterize, shape_polygons
 from common.errors import UserError
 
 SMALL = {"train": 4, "val": 2, "image_size": 32, "seed": 0, "progress": False}
@@ -159,7 +159,7 @@ def test_ensure_writes_once(tmp_path, monkeypatch):
     """Protects the time of the second run: a complete dataset is used as it is."""
     (tmp_path / "empty").mkdir()
     for root in (tmp_path / "empty", tmp_path / "new" / "shapes"):
-        assert ensure_shapes_dataset(str(root), **SMALL) == root and len(contents(root)) == 8
+        assert ensure_shapes_dataset(str(root), **SMALL) == root and len(contents(root)) == 16
     monkeypatch.setattr(shapes, "draw_image", None)
     assert ensure_shapes_dataset(root, **SMALL) == root
 
@@ -197,7 +197,7 @@ def test_processes_may_write_the_same_dataset_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "draw_image", let_another_process_finish)
     assert ensure_shapes_dataset(root, **SMALL) == root
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes"] and len(contents(root)) == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"] and len(contents(root)) == 16
 
 
 @pytest.mark.parametrize("changes", [{"train": 0}, {"train": 0, "val": 0}, {"image_size": 16, "train": 60}])
@@ -229,5 +229,5 @@ def test_command_line(tmp_path):
 
     done, refused = call("32"), call("1")
     assert (done.returncode, done.stdout) == (0, "out: 3 training and 1 validation images of the shapes dataset\n")
-    assert len(contents(tmp_path / "out")) == 6
+    assert len(contents(tmp_path / "out")) == 12
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "image_size=1" in refused.stderr

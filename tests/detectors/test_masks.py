@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
@@ -11,9 +12,12 @@ from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 from torchvision.ops import box_convert, masks_to_boxes
 
-from common.cli.options import follow_checkpoint
+from common.cli.categories import known_categories
+from common.cli.options import follow_checkpoint, parse
 from common.data.loading import build_dataset
+from common.data.panoptic import read_panoptic
 from common.evaluation.masks import image_masks
+from common.evaluation.panoptic_quality import add, compare, panoptic_quality
 from common.models.mask_head import AttentionMaps, MaskHead
 from tests.detector_runs import read_checkpoint, run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -51,6 +55,65 @@ def test_masks_are_trained_evaluated_and_drawn(detector, dataset, tmp_path):
     assert run_here(detector, "--predict", image, "--score_threshold", "0", *machine) == 0
     with_masks = cv2.imread(str(tmp_path / "eval" / "predictions" / f"{image.stem}.png"))
     assert with_masks is not None and with_masks.shape == cv2.imread(str(image)).shape
+
+
+@both
+def test_panoptic_maps_are_evaluated_written_and_drawn(detector, dataset, tmp_path):
+    """The quality in the log, the same from the checkpoint, and from the PNGs and the JSON that it writes; pictures of the maps.
+
+    Every class is sure enough here, for maps that have something in them.
+    """
+    panoptic = ("--dataset_file", "coco_panoptic", "--panoptic_threshold", "0")
+    assert run_here(detector, *run_of(detector, dataset, tmp_path, "--masks", *panoptic)) == 0
+    [log] = map(json.loads, (tmp_path / "log.txt").read_text().splitlines())
+    assert len(log["test_coco_eval_masks"]) == 12 and read_checkpoint(tmp_path / "checkpoint.pth")["stuff"] == [7, 8]
+    machine = ("--output_dir", tmp_path / "eval", "--device", "cpu", "--num_workers", "0", "--resume", tmp_path / "checkpoint.pth")
+    link = tmp_path / "elsewhere"  # where the panoptic annotations are
+    link.symlink_to(dataset)
+    data = ("--coco_path", dataset, "--dataset_file", "coco_panoptic", "--coco_panoptic_path", link)
+    assert run_here(detector, "--eval", *data, *machine) == 0
+    found = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert found["PQ_all"] == pytest.approx(log["test_PQ_all"], abs=1e-6) and found["panoptic_threshold"] == 0
+    assert set(found["PQ_all"]) == {"pq", "sq", "rq", "n"} and found["PQ_st"]["n"] <= 2
+    truth = read_panoptic(dataset / "annotations" / "panoptic_val2017.json")
+    written = json.loads((tmp_path / "eval" / "panoptic.json").read_text())
+    assert [entry["image_id"] for entry in written["annotations"]] == [1, 2, 3, 4, 5]
+    counts = []
+    for entry in written["annotations"]:
+        ids, true_ids = (
+            cv2.imread(str(folder / entry["file_name"]))[..., ::-1].astype(int) @ [1, 256, 65536]
+            for folder in (tmp_path / "eval" / "panoptic", dataset / "panoptic_val2017")
+        )
+        assert {s["id"]: s["area"] for s in entry["segments_info"]} == dict(zip(*map(list, np.unique(ids, return_counts=True))))
+        counts.append(compare(true_ids, truth.imgToAnns[entry["image_id"]], ids, entry["segments_info"]))
+    assert panoptic_quality(add(counts), truth.cats) == found["PQ_all"]
+
+    image = sorted((dataset / "val2017").iterdir())[0]
+    assert run_here(detector, "--predict", image, "--score_threshold", "1", *machine) == 0
+    plain, drawn = (tmp_path / "eval" / "predictions" / f"{image.stem}{end}.png" for end in ("", "_panoptic"))
+    assert (cv2.imread(str(drawn)) != cv2.imread(str(plain))).mean() > 0.5
+    exported = tmp_path / "exported.pth"
+    assert run_here(detector, "--export", exported, "--resume", tmp_path / "checkpoint.pth") == 0
+    assert read_checkpoint(exported)["stuff"] == [7, 8]
+
+
+def test_a_panoptic_detector_is_trained_on_boxes_and_its_masks_alone(dataset, tmp_path):
+    """DETR's two steps: boxes of things and stuff, then the head; the classes stay."""
+    panoptic = ("--dataset_file", "coco_panoptic")
+    assert run_here("DETR-ENACT", *run_of("DETR-ENACT", dataset, tmp_path / "boxes", *panoptic)) == 0
+    first = tmp_path / "boxes" / "checkpoint.pth"
+    [log] = map(json.loads, (tmp_path / "boxes" / "log.txt").read_text().splitlines())
+    assert read_checkpoint(first)["num_classes"] == 9 and not any("PQ" in name or "masks" in name for name in log)
+    second = run_of("DETR-ENACT", dataset, tmp_path / "masks", *panoptic, "--masks", "--frozen_weights", first)
+    assert run_here("DETR-ENACT", *second) == 0
+    assert read_checkpoint(tmp_path / "masks" / "checkpoint.pth")["num_classes"] == 9
+
+
+def test_the_demo_with_masks_is_panoptic():
+    """Unless the user says otherwise."""
+    both_ways = [parse(DETECTORS["PnP-DETR"], ["--demo", "--masks", *argv])[0] for argv in ((), ("--dataset_file", "coco"))]
+    assert [args.dataset_file for args in both_ways] == ["coco_panoptic", "coco"] and both_ways[0].panoptic_threshold == 0.5
+    assert parse(DETECTORS["PnP-DETR"], ["--demo"])[0].dataset_file == "coco"
 
 
 def test_masks_in_mixed_precision(dataset, tmp_path):
@@ -179,6 +242,21 @@ def test_contradictions(argv, said, dataset, tmp_path, capsys):
     assert run_here("DETR-ENACT", *run_of("DETR-ENACT", dataset, tmp_path / "out", *argv)) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1 and not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("detector", sorted(DETECTORS.keys() - SEGMENTERS))
+def test_the_others_have_no_mask_head(detector, capsys):
+    """One sentence that names those that do."""
+    assert run_here(detector, "--demo", "--masks") == 2
+    message = capsys.readouterr().err
+    assert f"{detector} has no mask head" in message and message.count("\n") == 1
+
+
+def test_coco_knows_its_panoptic_categories():
+    """A published panoptic file names none: its 250 classes tell things, up to 90, and stuff."""
+    known = known_categories({"num_classes": 250})
+    assert len(known["stuff"]) == 53 and min(known["stuff"]) > 90 and known["category_names"][187] == "sky-other-merged"
+    assert known["category_names"][18] == "dog" and "stuff" not in known_categories({"num_classes": 91})
 
 
 def test_weights_of_another_detector_cannot_be_frozen(dataset, tmp_path, capsys):

@@ -117,3 +117,19 @@ def test_two_processes_evaluate_every_image_once(one, options, tmp_path):
     evaluated = [json.loads((tmp_path / name / "eval.json").read_text()) for name in ("two", "one")]
     assert evaluated[0]["images"] == 5
     assert evaluated[0]["coco_eval_bbox"] == evaluated[1]["coco_eval_bbox"]
+
+
+def test_two_processes_evaluate_panoptic_maps(dataset, tmp_path):
+    """Each image's map is written and counted once: the quality is that of one process."""
+    panoptic = ("--coco_path", dataset, "--dataset_file", "coco_panoptic", "--panoptic_threshold", "0", "--device", "cpu")
+    trained = ("--masks", "--epochs", 1, "--batch_size", 8, "--output_dir", tmp_path)
+    assert run_here(EXAMPLE, *tiny(EXAMPLE), *panoptic, *trained) == 0
+    argv = (*panoptic, "--eval", "--resume", tmp_path / "checkpoint.pth", "--batch_size", 2, "--num_workers", 0, "--output_dir")
+    run_command(*TWO_PROCESSES, EXAMPLE, *argv, tmp_path / "two")
+    with equal_sizes():
+        assert run_here(EXAMPLE, *argv, tmp_path / "one") == 0
+    two, one = (json.loads((tmp_path / name / "panoptic.json").read_text()) for name in ("two", "one"))
+    assert two == one and [entry["image_id"] for entry in one["annotations"]] == [1, 2, 3, 4, 5]
+    assert {path.name for path in (tmp_path / "two" / "panoptic").iterdir()} == {f"{i:012d}.png" for i in range(1, 6)}
+    evaluated = [json.loads((tmp_path / name / "eval.json").read_text()) for name in ("two", "one")]
+    assert evaluated[0]["PQ_all"] == evaluated[1]["PQ_all"] and evaluated[0]["PQ_st"]["n"] > 0

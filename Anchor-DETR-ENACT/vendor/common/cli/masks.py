@@ -1,14 +1,19 @@
 """Options of the detectors that may have a mask head, and what is built from them."""
 
-from argparse import Namespace
+from argparse import Action, ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any, NoReturn
 
+from ..errors import UserError
 from ..models.segmenter import Segmenter
 from ..models.single_scale import SingleScaleDetector
 from .arguments import Parser, number
 
 MASK_ARCHITECTURE = ("masks",)
 MASK_WEIGHTS = (False, "bbox_attention.", "mask_head.")  # without masks, a model lacks these
+MASK_CHANGEABLE = ("panoptic_threshold",)
 MASK_RECIPE = {"epochs": 25, "lr_drop": 15}  # of a mask head alone, as published
+MASK_DEMO = {"dataset_file": "coco_panoptic", "panoptic_threshold": 0.5}  # after its short training few queries are sure
 
 
 def add_mask_options(parser: Parser) -> None:
@@ -17,6 +22,39 @@ def add_mask_options(parser: Parser) -> None:
     group.add_argument("--frozen_weights", metavar="CKPT", help="with --masks: train the mask head alone, on this detector")
     group.add_argument("--mask_loss_coef", type=number(float, 0), default=1.0, help="of the focal loss (default: %(default)s)")
     group.add_argument("--dice_loss_coef", type=number(float, 0), default=1.0, help="of the dice loss (default: %(default)s)")
+    group.add_argument(
+        "--dataset_file", choices=("coco", "coco_panoptic"), default="coco", help="annotations: of instances, or panoptic ones"
+    )
+    group.add_argument(
+        "--coco_panoptic_path",
+        type=Path,
+        help="folder with panoptic_train2017/, panoptic_val2017/ and the panoptic annotations/ (default: --coco_path)",
+    )
+    group.add_argument(
+        "--panoptic_threshold",
+        type=number(float, 0),
+        default=0.85,
+        help="least probability of a segment's class (default: %(default)s)",
+    )
+
+
+class NoMaskHead(Action):
+    """``--masks`` of a detector without a mask head."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> NoReturn:
+        raise UserError(f"{parser.prog.split('/')[0]} has no mask head: leave out --masks, or train DETR-ENACT or PnP-DETR")
+
+
+def has_masks(args: Namespace) -> bool:
+    """Whether the options, of any detector, want masks."""
+    return getattr(args, "masks", False)
+
+
+def panoptic_folder(args: Namespace, coco_path: Path) -> Path | None:
+    """Where the panoptic annotations are; None where the options do not want them."""
+    if getattr(args, "dataset_file", "coco") == "coco":
+        return None
+    return args.coco_panoptic_path or coco_path
 
 
 def build_segmenter(args: Namespace, detector: SingleScaleDetector) -> SingleScaleDetector | Segmenter:

@@ -67,16 +67,21 @@ def write_log(folder: Path, log: dict[str, Any], writer: SummaryWriter) -> None:
             writer.add_scalar(name.replace("_", "/", 1), value, log["epoch"])
     for name, value in zip(METRICS, log.get("test_coco_eval_bbox", ())):
         writer.add_scalar(f"coco/{name}", value, log["epoch"])
+    for name, value in log.get("test_PQ_all", {}).items():
+        writer.add_scalar(f"coco/panoptic {name}", value, log["epoch"])
     plot_curves(folder / "log.txt", folder / "curves.png")
 
 
 def summaries(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """The average precisions, a line for each evaluation, behind its name where it has one."""
+    """The average precisions and panoptic qualities, a line for each evaluation, behind its name where it has one."""
     lines = []
     for name, evaluation in evaluations.items():
         parts = []
         for kind, numbers in evaluation.stats.items():
-            shown = ", ".join(f"{metric} {value:.3f}" for metric, value in zip(METRICS[:6], numbers, strict=False) if value >= 0)
-            parts.append(shown if kind == "bbox" else f"{kind} {shown}")
+            if kind == "PQ_all":
+                parts.append(", ".join(f"{metric.upper()} {numbers[metric]:.3f}" for metric in ("pq", "sq", "rq")))
+            elif kind.startswith("coco_eval"):
+                shown = ", ".join(f"{metric} {value:.3f}" for metric, value in zip(METRICS[:6], numbers) if value >= 0)
+                parts.append(shown if kind == "coco_eval_bbox" else f"masks {shown}")
         lines.append((f"{name.replace('_', ' ')}: " if name else "") + "; ".join(parts))
     return lines

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +21,29 @@ def read_annotations(path: Path) -> COCO:
     Raises:
         UserError: the file is missing, is not JSON, or is not a COCO detection dataset.
     """
+    return indexed(read_json(path, "--coco_path must hold train2017/, val2017/ and annotations/"), path)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """What an annotation file holds; UserError where it is missing or is no JSON object."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist: --coco_path must hold train2017/, val2017/ and annotations/")
+        raise UserError(f"{path} does not exist: {advice}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not an annotation file in COCO's JSON format ({error!r})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not an annotation file in COCO's JSON format: it holds a {type(content).__name__}")
+    return content
+
+
+def indexed(content: dict[str, Any], path: Path) -> COCO:
+    """The content of an annotation file as pycocotools has it; UserError where it is not a COCO detection dataset."""
+    coco = COCO()
+    coco.dataset = content
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-            coco = COCO(str(path))
-    except (ValueError, KeyError, TypeError, AssertionError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not an annotation file in COCO's JSON format ({error!r})") from error
-    try:
+            coco.createIndex()
         _check(coco)
     except KeyError as error:
         raise UserError(f"{path} is not a COCO detection dataset: an entry lacks {error}") from error
@@ -60,6 +77,11 @@ def _check(coco: COCO) -> None:
             raise ValueError(f"the bbox of annotation {annotation['id']} is not four finite numbers [x, y, width, height]")
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def stuff_of(coco: COCO) -> list[int]:
+    """The categories without instances, such as sky; none in a dataset that does not tell."""
+    return sorted(category["id"] for category in coco.dataset["categories"] if not category.get("isthing", 1))
 
 
 def category_names(coco: COCO) -> dict[int, str]:

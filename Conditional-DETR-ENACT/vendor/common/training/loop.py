@@ -40,19 +40,21 @@ def train(
     train_loader: DataLoader,
     val_loader: DataLoader,
     checkpoint: dict[str, Any],
-    category_names: dict[int, str],
+    categories: dict[str, Any],
 ) -> None:
     """Trains and evaluates epoch after epoch, from the one after the checkpoint's, and writes checkpoints and log.
 
     A checkpoint is written before its epoch is evaluated. A run that was stopped in between and goes on in its folder evaluates
     that epoch first.
 
+    Args:
+        categories: what the checkpoints say of them, see ``categories.py``.
+
     Raises:
         UserError: the checkpoint's is the last epoch, and evaluated; or a loss is not finite.
         KeyboardInterrupt: stopped; its message says how to go on.
     """
-    num_classes = max(category_names) + 1
-    description = {"detector": detector.name, "num_classes": num_classes, "category_names": category_names}
+    description = {"detector": detector.name, "num_classes": max(categories["category_names"]) + 1} | categories
     torch.manual_seed(args.seed + accelerator.process_index)  # the processes have equal weights now, and drop out differently
     images_per_step = args.batch_size * args.accumulate * accelerator.num_processes
     rates = detector.parameter_groups(args, images_per_step)
@@ -135,7 +137,7 @@ def _rows(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
     for name, evaluation in rows.items():
         prefix = f"test_{name}_" if name else "test_"
         log |= {f"{prefix}{k}": v for k, v in evaluation.losses.items()}
-        log |= {f"{prefix}coco_eval_{kind}": numbers for kind, numbers in evaluation.stats.items()}
+        log |= {f"{prefix}{kind}": numbers for kind, numbers in evaluation.stats.items()}
     return log
 
 

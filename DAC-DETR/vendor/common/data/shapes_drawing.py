@@ -144,14 +144,16 @@ def _lab(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarr
 
 
 class Scene:
-    """One image in the making: `image` (H, W, 3) float32 BGR in 0..255 and its COCO `annotations`, bottom to top."""
+    """One image in the making: `image` (H, W, 3) float32 BGR in 0..255, its COCO `annotations` without ids, bottom to top, and
+    `owner` (H, W), what every pixel shows: 0 is the background, k the k-th annotation.
+    """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width, self.short = rng, height, width, min(height, width)
         self.image, ground = self._background()
         self.colours = [ground]  # CIELAB
         self.annotations: list[dict] = []
-        self.owner = np.zeros((height, width), np.intp)  # 0 is the background, k the k-th object
+        self.owner = np.zeros((height, width), np.intp)
         self.full, self.visible = np.zeros(1), np.zeros(1)  # pixels of every object, alone and as seen
 
     def _background(self) -> tuple[np.ndarray, np.ndarray]:
@@ -239,12 +241,16 @@ class Scene:
         self._claim(self.owner, mask, mask.sum())
         self._annotate(name, mask_annotation(mask))
 
+    def pixels(self) -> np.ndarray:
+        """The image as uint8 (H, W, 3) BGR."""
+        return np.clip(np.round(self.image), 0, 255).astype(np.uint8)
+
     def _annotate(self, name: str, annotation: dict) -> None:
         self.annotations.append({"category_id": CLASSES.index(name) + 1, **annotation})
 
 
-def draw_image(seed: int, split: str, index: int, image_size: int) -> tuple[np.ndarray, list[dict]]:
-    """Image `index` (from 0) of a split: uint8 (H, W, 3) BGR and its COCO annotations without ids, bottom to top."""
+def draw_image(seed: int, split: str, index: int, image_size: int) -> Scene:
+    """Image `index` (from 0) of a split."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     short = image_size if rng.random() < EQUAL_SIDES else round(image_size * rng.uniform(MIN_ASPECT, 1))
     scene = Scene(rng, *rng.permutation([image_size, short]).tolist())
@@ -253,4 +259,4 @@ def draw_image(seed: int, split: str, index: int, image_size: int) -> tuple[np.n
             scene.add_crowd()
         for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
             scene.add_object()
-    return np.clip(np.round(scene.image), 0, 255).astype(np.uint8), scene.annotations
+    return scene

@@ -56,6 +56,11 @@ def starting_weights(args: Namespace) -> str | None:
     return args.resume or args.finetune or getattr(args, "frozen_weights", None)
 
 
+def keeps_classes(args: Namespace) -> bool:
+    """Whether the model has the classes of the checkpoint that it starts from."""
+    return bool(starting_weights(args)) and not args.finetune
+
+
 def build_model(
     detector: Detector, args: Namespace, checkpoint: dict[str, Any], num_classes: int
 ) -> tuple[DetectionModel, list[str]]:

@@ -9,9 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from ..data.annotations import category_names
 from ..data.coco import CocoDetection
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
@@ -26,8 +24,10 @@ from ..output.files import prepare_output, summaries, write_json
 from ..output.predict import find_images, predict
 from ..training import interrupts
 from ..training.loop import train
+from .categories import categories_of, checked, known_categories
+from .masks import has_masks, panoptic_folder
 from .options import CHANGEABLE, check, follow_checkpoint, parse
-from .restore import build_model, starting_weights
+from .restore import build_model, keeps_classes, starting_weights
 
 DEMO_PICTURES = 12
 
@@ -79,43 +79,40 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
 def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Trains; the demo also draws what it has learned to detect."""
     coco_path = _dataset_folder(args, accelerator)
-    val = build_dataset(coco_path, "val", args.image_size, args.seed, _has_masks(args))
-    training = build_dataset(coco_path, "train", args.image_size, args.seed, _has_masks(args))
+    val, training = _dataset(args, coco_path, "val"), _dataset(args, coco_path, "train")
     prepare_output(args.output_dir, accelerator, starts=not args.resume, demo=args.demo)
-    names = _categories(category_names(training.coco), "train2017", args, checkpoint, val)
+    categories = checked(categories_of(training), "train2017", args, checkpoint, val)
     _print_remarks({"train2017": training, "val2017": val}, accelerator)
-    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, max(names) + 1)
+    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, max(categories["category_names"]) + 1)
     processes = _processes(accelerator)
     train_loader = training_loader(training, args.batch_size, args.num_workers, seed=args.seed, bucket=args.bucket, **processes)
     val_loader = evaluation_loader(val, args.batch_size, args.num_workers, **processes)
-    train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, names)
+    train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, categories)
     if args.demo and accelerator.is_main_process:
         pictures = [val.path(i) for i in val.ids[:DEMO_PICTURES]]
         folder = args.output_dir / "pictures"
-        _draw(detector, args, accelerator, model, pictures, folder, names=names, information=True, truth=val.coco)
+        _draw(detector, args, accelerator, model, pictures, folder, categories=categories, information=True, truth=val.coco)
         print(f"detections beside their self-information: {folder}")
 
 
 def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Writes ``eval.json`` and ``predictions.json``."""
-    val = build_dataset(_dataset_folder(args, accelerator), "val", args.image_size, args.seed, _has_masks(args))
+    val = _dataset(args, _dataset_folder(args, accelerator), "val")
     prepare_output(args.output_dir, accelerator)
-    known = checkpoint.get("category_names")
-    _categories(known or category_names(val.coco), args.resume, args, checkpoint, val)
+    checked(checkpoint if checkpoint.get("category_names") else categories_of(val), args.resume, args, checkpoint, val)
     _print_remarks({"val2017": val}, accelerator)
     model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
     loader: DataLoader = evaluation_loader(val, args.batch_size, args.num_workers, **_processes(accelerator))
-    evaluations = evaluate_all(detector, args, accelerator.prepare(model), criterion, loader, accelerator)
+    evaluations = evaluate_all(detector, args, accelerator.prepare(model), criterion, loader, accelerator, args.output_dir)
     if accelerator.is_main_process:
         options = {name: getattr(args, name) for name in detector.changeable}
         description = {"detector": detector.name, "checkpoint": args.resume} | options | {"images": len(val)}
-        rows = {
-            name: {f"coco_eval_{kind}": numbers for kind, numbers in e.stats.items()} | {"losses": e.losses}
-            for name, e in evaluations.items()
-        }
+        rows = {name: e.stats | {"losses": e.losses} for name, e in evaluations.items()}
         first = next(iter(rows))
         named = {"evaluations": rows} if first else {}
         write_json(args.output_dir / "predictions.json", evaluations[first].results)
+        if evaluations[first].panoptic:
+            write_json(args.output_dir / "panoptic.json", evaluations[first].panoptic)
         write_json(args.output_dir / "eval.json", rows[first] | description | named)
         print(f"{len(val)} images: {'; '.join(summaries(evaluations))}; details in {args.output_dir / 'eval.json'}")
 
@@ -125,11 +122,11 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
     images = find_images(args.predict)
     prepare_output(args.output_dir, accelerator)
     model, _ = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
-    names = checkpoint.get("category_names") or _coco_names(checkpoint["num_classes"])
+    categories = known_categories(checkpoint)
     folder = args.output_dir / "predictions"
     if accelerator.is_main_process:
         model.to(accelerator.device)
-        _draw(detector, args, accelerator, model, images, folder, names=names, information=args.information)
+        _draw(detector, args, accelerator, model, images, folder, categories=categories, information=args.information)
         print(f"{len(images)} pictures in {folder}")
 
 
@@ -139,8 +136,7 @@ def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) 
     kept = (*detector.architecture, *CHANGEABLE, *detector.changeable)
     options = {name: getattr(args, name) for name in kept if hasattr(args, name)}
     exported = {"model": detector.export(model.state_dict(), args.nheads), "args": options}
-    names = {"category_names": checkpoint["category_names"]} if "category_names" in checkpoint else {}
-    save_checkpoint(args.export, exported | names)
+    save_checkpoint(args.export, exported | {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint})
     print(f"{len(exported['model'])} weights in {args.export}")
 
 
@@ -168,8 +164,8 @@ def _processes(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _has_masks(args: Namespace) -> bool:
-    return getattr(args, "masks", False)  # an option of some detectors
+def _dataset(args: Namespace, coco_path: Path, split: str) -> CocoDetection:
+    return build_dataset(coco_path, split, args.image_size, args.seed, has_masks(args), panoptic_folder(args, coco_path))
 
 
 def _dataset_folder(args: Namespace, accelerator: Accelerator) -> Path:
@@ -185,39 +181,10 @@ def _print_remarks(datasets: dict[str, CocoDetection], accelerator: Accelerator)
             accelerator.print(f"{split}: {len(dataset)} images, of which {'; '.join(remarks)}")
 
 
-def _categories(
-    names: dict[int, str], source: str, args: Namespace, checkpoint: dict[str, Any], val: CocoDetection
-) -> dict[int, str]:
-    """Category id -> name, as given; UserError where the validation set or the checkpoint does not fit."""
-    unknown = category_names(val.coco).keys() - names.keys()
-    if unknown:
-        raise UserError(
-            f"the annotations of val2017 have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
-            "give both the same categories"
-        )
-    if _keeps_classes(args) and max(names) >= checkpoint["num_classes"]:
-        raise UserError(
-            f"the dataset has the category id {max(names)}, but {starting_weights(args)} knows {checkpoint['num_classes']} "
-            "classes: train on another dataset with --finetune"
-        )
-    return names
-
-
-def _keeps_classes(args: Namespace) -> bool:
-    """Whether the model has the classes of the checkpoint that it starts from."""
-    return bool(starting_weights(args)) and not args.finetune
-
-
-def _coco_names(num_classes: int) -> dict[int, str]:
-    """The names of COCO's categories for a published checkpoint, which has 91 classes and no names."""
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    return dict(enumerate(names)) if num_classes == len(names) else {}
-
-
 def _model_and_losses(
     detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any], num_classes: int
 ) -> tuple[DetectionModel, Criterion]:
-    num_classes = checkpoint["num_classes"] if _keeps_classes(args) else num_classes
+    num_classes = checkpoint["num_classes"] if keeps_classes(args) else num_classes
     with accelerator.main_process_first():
         model, messages = build_model(detector, args, checkpoint, num_classes)
     for line in messages:
@@ -244,5 +211,6 @@ def _draw(
         accelerator=accelerator,
         image_size=args.image_size,
         score_threshold=args.score_threshold,
+        panoptic_threshold=getattr(args, "panoptic_threshold", 1.0),
         **contents,
     )

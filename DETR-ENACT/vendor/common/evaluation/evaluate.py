@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +13,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.loading import Batch
+from ..data.panoptic import CocoPanoptic
 from ..detector import Detector
 from ..losses.criterion import Criterion
 from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
 from ..output.meter import Meter
 from .coco import coco_evaluate, coco_results
-from .masks import image_masks, run_lengths
+from .masks import image_masks, run_lengths, sizes_of
+from .panoptic import PanopticEvaluation
 from .postprocess import PostProcess
 
 
@@ -26,24 +29,38 @@ class Evaluation(NamedTuple):
     """What an evaluation found; on other processes than the main one ``stats`` and ``results`` are empty.
 
     Attributes:
-        stats: the 12 numbers of COCO's evaluation, by kind: ``bbox``, and ``masks`` where there are any.
+        stats: by DETR's names, the 12 numbers of COCO's evaluation of boxes (``coco_eval_bbox``) and, where there are any, of masks
+            (``coco_eval_masks``); of panoptic segmentation the quality (``PQ_all``, ``PQ_th``, ``PQ_st``).
         losses: the mean of every loss.
         results: all detections in COCO's results format, in the order of the image ids.
+        panoptic: all panoptic maps in COCO's format; empty without.
     """
 
     stats: dict[str, list[float]]
     losses: dict[str, float]
     results: list[dict[str, Any]]
+    panoptic: dict[str, Any]
 
 
 def evaluate_all(
-    detector: Detector, args: Namespace, model: DetectionModel, criterion: Criterion, loader: DataLoader, accelerator: Accelerator
+    detector: Detector,
+    args: Namespace,
+    model: DetectionModel,
+    criterion: Criterion,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    folder: Path | None = None,
 ) -> dict[str, Evaluation]:
-    """All evaluations of a detector by their names, see ``Detector.evaluations``; the first is the one that counts."""
+    """All evaluations of a detector by their names, see ``Detector.evaluations``; the first is the one that counts, whose panoptic
+    maps are written to a folder where one is given.
+    """
     postprocess, found = detector.build_postprocess(args), {}
     for name, attributes in detector.evaluations(args).items():
+        panoptic = None
+        if isinstance(loader.dataset, CocoPanoptic) and loader.dataset.masks:
+            panoptic = PanopticEvaluation(loader.dataset, args.panoptic_threshold, None if found else folder)
         with _changed(accelerator.unwrap_model(model).detector, attributes):
-            found[name] = evaluate(model, criterion, postprocess, loader, accelerator)
+            found[name] = evaluate(model, criterion, postprocess, loader, accelerator, panoptic)
     return found
 
 
@@ -59,9 +76,14 @@ def _changed(model: DetectionModel, attributes: Mapping[str, Any]) -> Iterator[N
 
 @torch.no_grad()
 def evaluate(
-    model: DetectionModel, criterion: Criterion, postprocess: PostProcess, loader: DataLoader, accelerator: Accelerator
+    model: DetectionModel,
+    criterion: Criterion,
+    postprocess: PostProcess,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    panoptic: PanopticEvaluation | None = None,
 ) -> Evaluation:
-    """Evaluates every image of the loader's dataset once.
+    """Evaluates every image of the loader's dataset once, and its panoptic map where asked.
 
     Three device synchronisations per batch beside the model's own: the matching, the losses and the detections.
     """
@@ -80,22 +102,23 @@ def evaluate(
             for result, mask in zip(found, _all_masks(outputs["masks"], batch), strict=True):
                 result["segmentation"] = mask
         results += found
+        if panoptic:
+            panoptic.add(outputs, batch)
     losses = meter.means(accelerator)
     results = gather_object(results)
+    quality, maps = panoptic.finish(accelerator) if panoptic else ({}, {})
     if not accelerator.is_main_process:
-        return Evaluation({}, losses, [])
+        return Evaluation({}, losses, [], {})
     results.sort(key=lambda r: r["image_id"])  # stable: the detections of an image keep their order
     kinds = {"bbox": "bbox"} | ({"masks": "segm"} if results and "segmentation" in results[0] else {})
-    stats = {name: coco_evaluate(loader.dataset.coco, results, kind) for name, kind in kinds.items()}
-    return Evaluation(stats, losses, results)
+    stats = {f"coco_eval_{name}": coco_evaluate(loader.dataset.truth, results, kind) for name, kind in kinds.items()}
+    return Evaluation(stats | quality, losses, results, maps)
 
 
 def _all_masks(masks: QueryMasks, batch: Batch) -> list[dict[str, Any]]:
     """COCO's run lengths of every query, image after image."""
     queries = torch.arange(masks.hs.shape[1], device=masks.hs.device)
-    sizes = torch.stack([torch.cat((t["size"], t["orig_size"])) for t in batch.targets]).tolist()
     found = []
-    for i, (height, width, orig_height, orig_width) in enumerate(sizes):
-        size, orig_size = (height, width), (orig_height, orig_width)
+    for i, (size, orig_size) in enumerate(sizes_of(batch)):
         found += run_lengths(image_masks(masks, i, queries, batch.images.shape[-2:], size, orig_size))
     return found

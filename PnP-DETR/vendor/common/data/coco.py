@@ -1,13 +1,15 @@
 """Detection datasets in COCO's format."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
 from ..errors import UserError
@@ -32,6 +34,10 @@ class CocoDetection(Dataset):
     ``image_id`` int, ``orig_size`` and ``size`` (2,), height and width in pixels before and after the transforms; with masks
     ``masks`` (n, H, W) bool. Crowds are left out.
 
+    Attributes:
+        coco: the annotations that are trained on.
+        truth: those that average precision is measured on, the same.
+
     Raises:
         UserError: missing folder, annotation file or image; unreadable annotation file.
     """
@@ -39,7 +45,7 @@ class CocoDetection(Dataset):
     def __init__(self, image_folder: Path, annotation_file: Path, transforms: Callable, seed: int = 0, masks: bool = False):
         if not image_folder.is_dir() or not any(image_folder.iterdir()):
             raise UserError(f"{image_folder} is missing or empty: --coco_path must hold train2017/, val2017/ and annotations/")
-        self.coco = read_annotations(annotation_file)
+        self.coco = self.truth = self._read(annotation_file)
         self.ids = sorted(self.coco.imgs)
         self.image_folder = image_folder
         self.transforms = transforms
@@ -47,7 +53,16 @@ class CocoDetection(Dataset):
         self.masks = masks
         self._check_files(annotation_file)
         if masks:
-            check_segmentations(self.coco, annotation_file)
+            self._check_masks(annotation_file)
+
+    def _read(self, annotation_file: Path) -> COCO:
+        return read_annotations(annotation_file)
+
+    def _check_masks(self, annotation_file: Path) -> None:
+        check_segmentations(self.coco, annotation_file)
+
+    def _masks(self, image_id: int, annotations: Sequence[dict[str, Any]], height: int, width: int) -> tv_tensors.Mask:
+        return masks_of(annotations, height, width)
 
     def _check_files(self, annotation_file: Path) -> None:
         present = set(os.listdir(self.image_folder))
@@ -112,7 +127,8 @@ class CocoDetection(Dataset):
             "orig_size": torch.tensor([height, width]),
         }
         if self.masks:
-            target["masks"] = masks_of([a for a, keep in zip(annotations, kept.tolist()) if keep], height, width)
+            chosen = [a for a, keep in zip(annotations, kept.tolist()) if keep]
+            target["masks"] = self._masks(image_id, chosen, height, width)
         with torch.random.fork_rng(devices=[]):
             # The host's generator alone: torch.manual_seed would seed those of the GPUs too, which dropout uses, and takes longer.
             torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import UserError
 from .coco import CocoDetection
+from .panoptic import CocoPanoptic
 from .sampling import BucketSampler, EvaluationSampler, ShuffledSampler
 from .transforms import evaluation_transforms, normalize, training_transforms
 
@@ -57,11 +58,21 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
     return Batch(*pad_batch(list(images)), list(targets))
 
 
-def build_dataset(coco_path: Path, split: str, image_size: int, seed: int, masks: bool = False) -> CocoDetection:
-    """split: "train" (with DETR's augmentation) or "val"; with masks or without."""
+def build_dataset(
+    coco_path: Path, split: str, image_size: int, seed: int, masks: bool = False, panoptic_path: Path | None = None
+) -> CocoDetection:
+    """The images of a split with their instances, or with their panoptic segments where these have a folder.
+
+    Args:
+        split: "train" (with DETR's augmentation) or "val".
+        masks: objects have masks, too.
+    """
     transforms = training_transforms(image_size) if split == "train" else evaluation_transforms(image_size)
-    annotations = coco_path / "annotations" / f"instances_{split}2017.json"
-    return CocoDetection(coco_path / f"{split}2017", annotations, transforms, seed, masks)
+    images, instances = coco_path / f"{split}2017", coco_path / "annotations" / f"instances_{split}2017.json"
+    if panoptic_path is None:
+        return CocoDetection(images, instances, transforms, seed, masks)
+    segments, annotations = panoptic_path / f"panoptic_{split}2017", panoptic_path / "annotations" / f"panoptic_{split}2017.json"
+    return CocoPanoptic(images, annotations, segments, transforms, seed, masks, instances if split == "val" else None)
 
 
 def training_loader(

@@ -3,6 +3,11 @@
     <root>/train2017/000000000001.jpg ...     <root>/annotations/instances_train2017.json
     <root>/val2017/000000000001.jpg ...       <root>/annotations/instances_val2017.json
 
+and in that of COCO panoptic, with the same images:
+
+    <root>/panoptic_train2017/000000000001.png ...     <root>/annotations/panoptic_train2017.json
+    <root>/panoptic_val2017/000000000001.png ...       <root>/annotations/panoptic_val2017.json
+
 Six classes, told apart by their outline alone, lie on textured backgrounds at many scales. They overlap and are
 cut by the image border; about 5 % of the images are empty and about 3 % contain a crowd. Boxes and polygons are
 amodal: they span the whole shape inside the image, also where another one hides it.
@@ -22,9 +27,10 @@ import cv2
 from tqdm import tqdm
 
 from ..errors import UserError
-from .shapes_drawing import CLASSES, draw_image
+from .shapes_drawing import draw_image
+from .shapes_panoptic import categories, panoptic_annotation
 
-FORMAT = 1  # to be raised whenever the same parameters give other images or annotations
+FORMAT = 2  # to be raised whenever the same parameters give other images or annotations
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 16, 4096
 
 
@@ -43,31 +49,32 @@ def _image_name(index: int) -> str:
     return f"{index + 1:012d}.jpg"
 
 
-def _annotation_file(root: Path, split: str) -> Path:
-    return root / "annotations" / f"instances_{split}2017.json"
+def _annotation_file(root: Path, kind: str, split: str) -> Path:
+    return root / "annotations" / f"{kind}_{split}2017.json"
 
 
 def _write_split(root: Path, split: str, count: int, image_size: int, seed: int, progress: bool) -> None:
-    folder = root / f"{split}2017"
+    folder, panoptic_folder = root / f"{split}2017", root / f"panoptic_{split}2017"
     folder.mkdir()
-    images, annotations = [], []
+    panoptic_folder.mkdir()
+    images, annotations, panoptic = [], [], []
     for index in tqdm(range(count), desc=folder.name, unit="image", disable=not progress):
-        image, objects = draw_image(seed, split, index, image_size)
-        height, width = image.shape[:2]
+        scene, image_id = draw_image(seed, split, index, image_size), index + 1
         name = _image_name(index)
-        (folder / name).write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
-        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-        for annotation in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **annotation})
-    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, start=1)]
-    content = {
-        "info": _info(split, count, image_size, seed),
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-    _annotation_file(root, split).write_text(json.dumps(content, separators=(",", ":")))
+        (folder / name).write_bytes(cv2.imencode(".jpg", scene.pixels(), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        images.append({"id": image_id, "file_name": name, "width": scene.width, "height": scene.height})
+        for annotation in scene.annotations:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
+        ids, segments = panoptic_annotation(scene.owner, scene.colours[0][0], scene.annotations)
+        png = name.replace(".jpg", ".png")
+        (panoptic_folder / png).write_bytes(cv2.imencode(".png", ids[..., ::-1])[1].tobytes())
+        panoptic.append({"image_id": image_id, "file_name": png, "segments_info": segments})
+    content = {"info": _info(split, count, image_size, seed), "licenses": [], "images": images}
+    things = [{name: c[name] for name in ("id", "name", "supercategory")} for c in categories() if c["isthing"]]
+    instances = content | {"annotations": annotations, "categories": things}
+    segmented = content | {"annotations": panoptic, "categories": categories()}
+    for kind, described in (("instances", instances), ("panoptic", segmented)):
+        _annotation_file(root, kind, split).write_text(json.dumps(described, separators=(",", ":")))
 
 
 def _check(train: int, val: int, image_size: int, seed: int) -> None:
@@ -95,17 +102,22 @@ def _occupied(root: Path) -> bool:
 
 
 def _holds(root: Path, train: int, val: int, image_size: int, seed: int) -> bool:
-    for split, count in (("train", train), ("val", val)):
-        try:
-            content = json.loads(_annotation_file(root, split).read_text())
-            names = set(os.listdir(root / f"{split}2017"))
-        except (OSError, ValueError):
-            return False
-        if not isinstance(content, dict) or content.get("info") != _info(split, count, image_size, seed):
-            return False
-        if not names.issuperset(map(_image_name, range(count))):
-            return False
-    return True
+    return all(
+        _holds_split(root, kind, folder, suffix, split, _info(split, count, image_size, seed))
+        for split, count in (("train", train), ("val", val))
+        for kind, folder, suffix in (("instances", f"{split}2017", ".jpg"), ("panoptic", f"panoptic_{split}2017", ".png"))
+    )
+
+
+def _holds_split(root: Path, kind: str, folder: str, suffix: str, split: str, info: dict) -> bool:
+    try:
+        content = json.loads(_annotation_file(root, kind, split).read_text())
+        names = set(os.listdir(root / folder))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(content, dict) or content.get("info") != info:
+        return False
+    return names.issuperset(Path(_image_name(index)).with_suffix(suffix).name for index in range(info["count"]))
 
 
 def write_shapes_dataset(

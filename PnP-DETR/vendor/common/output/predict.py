@@ -1,6 +1,7 @@
 """Drawing a detector's answers on images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from ..data.transforms import boxes_of, evaluation_transforms
 from ..detector import Detector
 from ..errors import UserError
 from ..evaluation.masks import image_masks
+from ..evaluation.panoptic import panoptic_map
 from ..evaluation.postprocess import PostProcess
+from ..folders import make_folder
 from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
-from .drawing import detection_panel, draw_detections, save_image
+from .drawing import detection_panel, draw_detections, draw_panoptic, save_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -49,9 +52,10 @@ def predict(
     *,
     postprocess: PostProcess,
     accelerator: Accelerator,
-    names: dict[int, str],
+    categories: dict[str, Any],
     image_size: int,
     score_threshold: float,
+    panoptic_threshold: float,
     information: bool,
     truth: COCO | None = None,
 ) -> None:
@@ -59,14 +63,17 @@ def predict(
 
     Args:
         model: on the accelerator's device; runs in the accelerator's precision.
-        names: category id -> name.
+        categories: ``category_names`` (id -> name) and, of a panoptic model, ``stuff``, see ``categories.py``. Its maps are drawn,
+            too, alone in a second picture ``<name>_panoptic.png``.
         image_size: shortest side that the model sees.
         score_threshold: least score of a box that is drawn.
+        panoptic_threshold: least probability of a segment's class.
         information: draw the detector's own pictures beside it, such as the self-information of the last encoder layer.
         truth: the dataset that the images are from, to draw their true boxes.
     """
     model = accelerator.unwrap_model(model).eval()
-    _make_folder(folder)
+    make_folder(folder)
+    names = categories["category_names"]
     for path in tqdm(images, desc="pictures", leave=False):
         image = read_image(path)
         batch = batch_of(image, image_size).to(accelerator.device)
@@ -77,14 +84,19 @@ def predict(
         kept = scores >= score_threshold
         scores, labels, boxes = scores[kept], labels[kept].tolist(), boxes[kept]
         pixels = np.asarray(image)
-        masks = _masks_of(outputs["masks"], kept, batch, (image.height, image.width)) if "masks" in outputs else None
+        masks = panoptic = None
+        if "masks" in outputs:
+            masks = _masks_of(outputs["masks"], kept, batch, (image.height, image.width))
+            panoptic = _panoptic_of(outputs, batch, image, categories, panoptic_threshold)
         if not (information or truth):
             picture = draw_detections(pixels, boxes, labels, scores, names, masks)
+            if panoptic:
+                save_image(folder / f"{path.stem}_panoptic.png", draw_panoptic(pixels, names=names, **panoptic))
         else:
             maps = detector.pictures(records, outputs) if information else {}
             maps = {caption: values.cpu().numpy() for caption, values in maps.items()}
             true_boxes = _true_boxes(truth, path) if truth else None
-            picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes, masks=masks)
+            picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes, masks=masks, panoptic=panoptic)
         save_image(folder / f"{path.stem}.png", picture)
 
 
@@ -102,16 +114,21 @@ def _masks_of(masks: QueryMasks, kept: np.ndarray, batch: Batch, orig_size: tupl
     return image_masks(masks, 0, queries, size, size, orig_size).cpu().numpy()
 
 
+def _panoptic_of(
+    outputs: dict[str, Any], batch: Batch, image: Image.Image, categories: dict[str, Any], threshold: float
+) -> dict[str, Any] | None:
+    """What :func:`draw_panoptic` draws; None of a model that knows instances alone."""
+    if "stuff" not in categories:
+        return None
+    size, orig_size = batch.images.shape[-2:], (image.height, image.width)
+    stuff = categories["stuff"]
+    ids, segments = panoptic_map(outputs, 0, size, size, orig_size, stuff=stuff, threshold=threshold)
+    return {"ids": ids, "segments": segments, "stuff": stuff}
+
+
 def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:
     """Boxes (n, 4) xyxy in pixels and category ids of an image."""
     [image_id] = [i for i, image in truth.imgs.items() if image["file_name"] == path.name]
     annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"]]
     xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
     return box_convert(xywh, "xywh", "xyxy").numpy(), [a["category_id"] for a in annotations]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created ({error.strerror}): choose another --output_dir") from error

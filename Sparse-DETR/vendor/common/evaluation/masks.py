@@ -3,6 +3,7 @@
 Shapes: B images, Q queries, K of them, H x W pixels of the padded batch.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.loading import Batch
 from ..models.mask_head import QueryMasks
 
 CHUNK = 20  # queries whose masks exist at once as numbers
@@ -33,11 +35,22 @@ def image_masks(
         (K, h, w) bool, of the original size.
     """
     parts = [torch.zeros(0, *orig_size, dtype=torch.bool, device=queries.device)]
+    for logits in enlarged(masks, image, queries, padded, size):
+        parts.append(F.interpolate((logits > 0).to(torch.uint8)[:, None], orig_size)[:, 0].bool())
+    return torch.cat(parts)
+
+
+def enlarged(masks: QueryMasks, image: int, queries: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Iterator[Tensor]:
+    """The logits of the same as the model sees the image, (k, height, width), a part of the queries after the other."""
     for query in queries.split(CHUNK):
         logits = masks(torch.full_like(query, image), query)[:, None].float()
-        inside = F.interpolate(logits, padded, mode="bilinear")[:, :, : size[0], : size[1]] > 0
-        parts.append(F.interpolate(inside.to(torch.uint8), orig_size)[:, 0].bool())
-    return torch.cat(parts)
+        yield F.interpolate(logits, padded, mode="bilinear")[:, 0, : size[0], : size[1]]
+
+
+def sizes_of(batch: Batch) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Height and width of each image as the model sees it, and originally; one device synchronisation."""
+    sizes = torch.stack([torch.cat((t["size"], t["orig_size"])) for t in batch.targets]).tolist()
+    return [((height, width), (orig_height, orig_width)) for height, width, orig_height, orig_width in sizes]
 
 
 def run_lengths(masks: Tensor) -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ Images are uint8 RGB arrays (H, W, 3). Boxes are (n, 4): x0, y0, x1, y1 in pixel
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ PALETTE = np.uint8([(240, 228, 66), (213, 94, 0), (86, 180, 233), (0, 158, 115),
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 MIN_CAPITAL = 9  # px, height of the capitals in small images
 MIN_LEGIBLE_CAPITAL = 5  # px, a tag that fits the image only below this is left out
+PALE = 0.6  # share of white in the colour of stuff
 TINT = 0.5  # share of its colour in the pixels of a mask
 DIMMED = 0.2  # brightness of an image where a map of bools is false
 MAX_ASPECT = 4  # an image in a panel is at most this many times wider than the panel is high
@@ -66,6 +68,52 @@ def draw_detections(
     return canvas
 
 
+def draw_panoptic(
+    image: np.ndarray,
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, int]],
+    names: Mapping[int, str] | None = None,
+    stuff: Collection[int] = (),
+) -> np.ndarray:
+    """Return a copy of `image` whose segments are tinted, things in the colours of their boxes and stuff in pale ones, with white
+    lines between them and the names in their middles.
+
+    Args:
+        image: (H, W, 3).
+        ids: (H, W) the id of each pixel's segment; pixels of no segment stay as they are.
+        segments: `id` and `category_id` of each.
+        names: the names of category ids; an id without one is shown itself.
+        stuff: categories that are not things.
+    """
+    height, width = image.shape[:2]
+    side = math.sqrt(height * width)
+    canvas, tags = image.astype(np.float32), []
+    for segment in segments:
+        category, mask = segment["category_id"], np.pad(ids == segment["id"], 1)
+        if not mask.any():
+            continue
+        colour = PALETTE[category % len(PALETTE)]
+        if category in stuff:
+            colour = (PALE * 255 + (1 - PALE) * colour).round().astype(np.uint8)
+        inside = mask[1:-1, 1:-1]
+        canvas[inside] += TINT * (colour - canvas[inside])
+        depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        middle = np.unravel_index(depth.argmax(), depth.shape)
+        tag = _tag(str((names or {}).get(category, category)), colour, max(MIN_CAPITAL, round(side / 55)), width, height)
+        if tag is not None:
+            tags.append((middle, tag))
+    borders = np.zeros((height, width), dtype=np.uint8)
+    borders[1:] |= ids[1:] != ids[:-1]
+    borders[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    borders = cv2.dilate(borders, np.ones((max(1, round(side / 250)),) * 2, dtype=np.uint8))
+    canvas[borders > 0] = 255
+    canvas = canvas.round().astype(np.uint8)
+    for (row, column), tag in tags:
+        y, x = (min(max(c - n // 2, 0), end - n) for c, n, end in zip((row, column), tag.shape, (height, width)))
+        canvas[y : y + tag.shape[0], x : x + tag.shape[1]] = tag
+    return canvas
+
+
 def information_map(information: np.ndarray, size: tuple[int, int], interpolation: int = cv2.INTER_CUBIC) -> np.ndarray:
     """Colour a map of self-information from its minimum, dark, to its maximum, bright, in the colour map "inferno".
 
@@ -106,8 +154,9 @@ def detection_panel(
     ground_truth: tuple[np.ndarray, Sequence[int]] | None = None,
     height: int = 320,
     masks: np.ndarray | None = None,
+    panoptic: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """Return the panel [ground truth |] detections [| maps] of one image; maps of bools in a row of their own below.
+    """Return the panel [ground truth |] detections [| panoptic map] [| maps] of one image; maps of bools in a row below.
 
     The image is scaled before anything is drawn, so lines and letters are crisp for images of any size. As in Figure 4
     of the paper, the detections reappear on the maps in the same colours. Of bools, the image itself shows where they are true.
@@ -117,6 +166,7 @@ def detection_panel(
         maps: caption -> (h, w) numbers or bools of the feature pixels that cover the image.
         ground_truth: annotated boxes (m, 4) and their m labels.
         height: of the images in the panel, in pixels.
+        panoptic: `ids`, `segments` and `stuff` as for `draw_panoptic`.
     """
     canvas = _fit(image, height)
     size = canvas.shape[1], canvas.shape[0]
@@ -129,6 +179,9 @@ def detection_panel(
     if masks is not None:
         masks = [cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks]
     pictures["Detections"] = draw_detections(canvas, boxes, labels, scores, names, masks)
+    if panoptic:
+        ids = cv2.resize(panoptic["ids"].astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
+        pictures["Panoptic segmentation"] = draw_panoptic(canvas, ids, panoptic["segments"], names, panoptic["stuff"])
     chosen = {}
     for caption, values in (maps or {}).items():
         if values.dtype == bool:
