@@ -184,9 +184,7 @@ def test_masks_come_back_to_the_original_image(dataset):
     probability = F.interpolate(logits[:, None], padded, mode="bilinear").sigmoid()[:, :, :height, :width]
     expected = F.interpolate((probability > 0.5).float(), (33, 47))[:, 0] > 0
     assert torch.equal(found, expected) and 0 < found.float().mean() < 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.evaluation.masks.CHUNK", 3)
-        assert torch.equal(image_masks(outputs["masks"], 1, queries, padded, (height, width), (33, 47)), expected)
+    assert torch.equal(image_masks(outputs["masks"], 1, queries, padded, (height, width), (33, 47), chunk=3), expected)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -20,8 +20,8 @@ def outputs_of(categories: list[int], probabilities: list[float], logits: torch.
     return {"pred_logits": scores.log(), "masks": lambda image, query: logits[query]}
 
 
-def found_of(*example) -> tuple[np.ndarray, list]:
-    return panoptic_map(outputs_of(*example), 0, PADDED, SIZE, ORIG_SIZE, stuff=STUFF, threshold=THRESHOLD)
+def found_of(*example, chunk: int = 20) -> tuple[np.ndarray, list]:
+    return panoptic_map(outputs_of(*example), 0, PADDED, SIZE, ORIG_SIZE, stuff=STUFF, threshold=THRESHOLD, chunk=chunk)
 
 
 def by_the_rule(categories: list[int], logits: torch.Tensor) -> tuple[np.ndarray, int]:
@@ -45,15 +45,14 @@ def by_the_rule(categories: list[int], logits: torch.Tensor) -> tuple[np.ndarray
 
 
 @pytest.mark.parametrize("chunk", [2, 20])
-def test_maps_follow_the_rule(chunk, monkeypatch):
+def test_maps_follow_the_rule(chunk):
     """Merged stuff, small segments and chunks of queries; areas and ids are those of the map."""
-    monkeypatch.setattr("common.evaluation.masks.CHUNK", chunk)
     for seed in range(8):
         logits = 3 * torch.randn(9, 8, 10, generator=torch.Generator().manual_seed(seed))
         logits[4] -= 4  # seen in a few pixels or none
         categories = [0, 1, 3, 3, 2, 4, 3, 5, 1]
         sure = [0.9] * 8 + [0.3]  # the last query is not sure, the one before it sees no object
-        ids, segments = found_of(categories, sure, logits)
+        ids, segments = found_of(categories, sure, logits, chunk=chunk)
         expected, count = by_the_rule(categories[:7], logits[:7])
         of_id = {s["id"]: s["category_id"] for s in segments}
         assert ids.shape == ORIG_SIZE and len(segments) == count

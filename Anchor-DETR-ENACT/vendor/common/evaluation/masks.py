@@ -19,7 +19,13 @@ CHUNK = 20  # queries whose masks exist at once as numbers
 
 
 def image_masks(
-    masks: QueryMasks, image: int, queries: Tensor, padded: tuple[int, int], size: tuple[int, int], orig_size: tuple[int, int]
+    masks: QueryMasks,
+    image: int,
+    queries: Tensor,
+    padded: tuple[int, int],
+    size: tuple[int, int],
+    orig_size: tuple[int, int],
+    chunk: int = CHUNK,
 ) -> Tensor:
     """The masks of some queries of an image (DETR): enlarged bilinearly to the padded batch, cut off at probability 0.5, cropped to
     the image, and brought to its original size by nearest neighbours.
@@ -30,19 +36,22 @@ def image_masks(
         queries: (K,).
         padded: H, W.
         size, orig_size: height and width of the image as the model sees it, and originally.
+        chunk: how many are computed at once.
 
     Returns:
         (K, h, w) bool, of the original size.
     """
     parts = [torch.zeros(0, *orig_size, dtype=torch.bool, device=queries.device)]
-    for logits in enlarged(masks, image, queries, padded, size):
+    for logits in enlarged(masks, image, queries, padded, size, chunk):
         parts.append(F.interpolate((logits > 0).to(torch.uint8)[:, None], orig_size)[:, 0].bool())
     return torch.cat(parts)
 
 
-def enlarged(masks: QueryMasks, image: int, queries: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Iterator[Tensor]:
+def enlarged(
+    masks: QueryMasks, image: int, queries: Tensor, padded: tuple[int, int], size: tuple[int, int], chunk: int = CHUNK
+) -> Iterator[Tensor]:
     """The logits of the same as the model sees the image, (k, height, width), a part of the queries after the other."""
-    for query in queries.split(CHUNK):
+    for query in queries.split(chunk):
         logits = masks(torch.full_like(query, image), query)[:, None].float()
         yield F.interpolate(logits, padded, mode="bilinear")[:, 0, : size[0], : size[1]]
 

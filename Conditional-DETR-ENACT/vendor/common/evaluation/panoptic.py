@@ -19,7 +19,8 @@ from ..data.annotations import stuff_of
 from ..data.loading import Batch
 from ..data.panoptic import CocoPanoptic, digits_of
 from ..folders import make_folder
-from .masks import enlarged, sizes_of
+from ..models.mask_head import QueryMasks
+from .masks import CHUNK, enlarged, sizes_of
 from .panoptic_quality import add, compare, panoptic_quality
 
 SMALL = 4  # pixels of a segment that is dropped
@@ -34,6 +35,7 @@ def panoptic_map(
     *,
     stuff: Collection[int],
     threshold: float,
+    chunk: int = CHUNK,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """The segment of every pixel of an image (DETR, section 4.4): the strongest mask among the queries that are sure of their
     class, those of one stuff class together.
@@ -43,6 +45,7 @@ def panoptic_map(
         image, padded, size, orig_size: as for :func:`image_masks`.
         stuff: categories whose segments are merged.
         threshold: least probability of a query's class.
+        chunk: how many masks are computed at once.
 
     Returns:
         (h, w) int64 ids from 1 of the original image's pixels, all 0 where no query is sure, and COCO's ``segments_info``.
@@ -53,7 +56,7 @@ def panoptic_map(
     first: dict[int, int] = {}
     merged = [first.setdefault(c, k) if c in stuff else k for k, c in enumerate(categories)]
     while len(queries):
-        strongest = torch.tensor(merged, device=queries.device)[_strongest(outputs, image, queries, padded, size)]
+        strongest = torch.tensor(merged, device=queries.device)[_strongest(outputs["masks"], image, queries, padded, size, chunk)]
         found = F.interpolate(strongest[None, None].float(), orig_size, mode="nearest-exact")[0, 0].long()
         areas = found.flatten().bincount(minlength=len(queries))
         large = areas > SMALL
@@ -66,11 +69,13 @@ def panoptic_map(
     return np.zeros(orig_size, dtype=np.int64), []
 
 
-def _strongest(outputs: dict[str, Any], image: int, queries: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _strongest(
+    masks: QueryMasks, image: int, queries: Tensor, padded: tuple[int, int], size: tuple[int, int], chunk: int
+) -> Tensor:
     """Which of the queries (K,) has the largest logit at each pixel of the image as the model sees it: (h, w)."""
     best = index = None
     before = 0
-    for logits in enlarged(outputs["masks"], image, queries, padded, size):
+    for logits in enlarged(masks, image, queries, padded, size, chunk):
         value, found = logits.max(0)
         if best is None:
             best, index = value, found
