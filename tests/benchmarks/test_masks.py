@@ -12,5 +12,5 @@ def test_both_forms_are_measured_and_agree(tmp_path, capsys):
     rows = {(r["task"], r["part"], r["masks"]): r for r in content["results"]}
     parts = (("training", "head"), ("training", "step"), ("evaluation", "head"), ("evaluation", "inference"))
     assert [*rows] == [(*part, form) for part in parts for form in (masks.ALL, masks.ASKED)]
-    assert all(rows[*part, masks.ASKED]["ratios"]["memory"] < 1 for part in parts[::2])
+    assert all(rows[(*part, masks.ASKED)]["ratios"]["memory"] < 1 for part in parts[::2])
     assert "evaluation, inference" in capsys.readouterr().out

@@ -108,7 +108,7 @@ def test_some_queries_have_the_masks_that_all_have(detector, clustering):
 def test_masks_train_what_is_not_frozen(detector, clustering, frozen):
     """The head, and the detector behind it unless it is frozen; queries that are not asked for do not matter."""
     model = segmenter(detector, "--clustering", clustering)
-    model = Segmenter(model.detr, 8, frozen).train()
+    model = Segmenter(model.detr, 8, frozen=frozen).train()
     masks = model(*batch())["masks"]
     masks(torch.tensor([0, 1, 1]), torch.tensor([2, 5, 2])).square().mean().backward()
     head = [*model.bbox_attention.parameters(), *model.mask_head.parameters()]
@@ -117,6 +117,18 @@ def test_masks_train_what_is_not_frozen(detector, clustering, frozen):
     learned = [name for name, p in model.detr.named_parameters() if p.grad is not None and p.grad.any()]
     assert any("encoder" in name for name in learned) != frozen and any("backbone" in name for name in learned) != frozen
     assert model.training and model.detr.training
+
+
+def test_a_gain_is_of_the_first_weights_of_the_attention_alone():
+    """``attention_gain`` changes where training starts, and nothing else."""
+    states = []
+    for gain in (1.0, 20.0):
+        torch.manual_seed(0)
+        states.append(MaskHead(32, 4, (16,), gain).state_dict())
+    published, larger = states
+    torch.testing.assert_close(larger["lay1.weight"][:, 32:], 20 * published["lay1.weight"][:, 32:])
+    published["lay1.weight"][:, 32:] = larger["lay1.weight"][:, 32:]
+    assert all(torch.equal(value, larger[name]) for name, value in published.items())
 
 
 def test_names_and_shapes_are_the_published_ones():

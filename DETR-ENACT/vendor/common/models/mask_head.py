@@ -47,9 +47,11 @@ class MaskHead(nn.Module):
         d_model: d.
         nhead: M.
         channels: of the backbone's stages that refine the masks, the coarsest first.
+        attention_gain: by how much the initial weights of the attention maps are larger than the published ones. A map sums up to 1
+            over all heads and pixels, so that beside features of unit variance it is hardly noticed at first.
     """
 
-    def __init__(self, d_model: int, nhead: int, channels: Sequence[int]):
+    def __init__(self, d_model: int, nhead: int, channels: Sequence[int], attention_gain: float = 1.0):
         super().__init__()
         widths = [d_model + nhead, d_model + nhead, *(d_model // 2 ** (i + 1) for i in range(1 + len(channels)))]
         self.d_model, self.stages = d_model, len(channels)
@@ -63,6 +65,8 @@ class MaskHead(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            self.lay1.weight[:, d_model:] *= attention_gain
 
     def forward(self, src: Tensor, maps: Tensor, image: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Masks of K queries.

@@ -20,16 +20,17 @@ class Segmenter(DetectionModel):
     Args:
         detr: the detector; its backbone returns all stages up to the one that is detected in.
         nhead: heads of the attention that the masks start from.
+        attention_gain: see :class:`MaskHead`.
         frozen: train the mask head alone.
     """
 
-    def __init__(self, detr: SingleScaleDetector, nhead: int, frozen: bool = False):
+    def __init__(self, detr: SingleScaleDetector, nhead: int, attention_gain: float = 1.0, frozen: bool = False):
         super().__init__()
         d_model = detr.transformer.d_model
         detr.for_masks = True
         self.detr = detr.requires_grad_(False) if frozen else detr  # the names of the published weights
         self.bbox_attention = AttentionMaps(d_model, nhead)
-        self.mask_head = MaskHead(d_model, nhead, detr.backbone[0].num_channels[-2::-1])
+        self.mask_head = MaskHead(d_model, nhead, detr.backbone[0].num_channels[-2::-1], attention_gain)
 
     @property
     def detector(self) -> nn.Module:
