@@ -15,10 +15,11 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.lib.models import trained
+from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import Parser, number
 from common.data.shapes_drawing import draw_image
 from common.errors import UserError
-from common.models.checkpoint import load_checkpoint, load_model
+from common.models.checkpoint import load_model
 from common.output.drawing import contact_sheet, save_image
 from common.output.predict import batch_of
 from tools.framework_figure import Observation, draw_framework

@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.lib.cli import ROOT
+from common.boundary.logs import read_log
 from common.errors import UserError
-from common.output.log import read_log
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torchvision.ops import box_convert
 
+from common.boundary.annotations import read_annotations
 from common.cli.arguments import Parser, number
 from common.cli.run import build_accelerator
-from common.data.annotations import read_annotations
 from common.data.loading import Batch, collate
 from common.data.shapes_drawing import draw_image
 from common.data.transforms import boxes_of, evaluation_transforms

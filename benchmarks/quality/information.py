@@ -38,12 +38,12 @@ from tqdm import tqdm
 
 from benchmarks.lib import cli
 from benchmarks.lib.models import Loaded, before_training, images_of, shapes, trained
+from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.data.coco import CocoDetection
 from common.data.images import read_image
 from common.data.loading import Batch, build_dataset, collate
 from common.errors import UserError
-from common.models.checkpoint import load_checkpoint
 from common.output.drawing import PALETTE, information_map
 from common.output.predict import batch_of
 

@@ -43,9 +43,9 @@ from anchor_detr.rcda import ClusteredRCDA
 from benchmarks.lib import cli
 from benchmarks.lib.charts import BLUE, GREY, VERMILION, label_curves
 from benchmarks.lib.models import Loaded, before_training, demo, images_of, trained
+from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.data.images import read_image
-from common.models.checkpoint import load_checkpoint
 from common.output.predict import batch_of
 from enact.information import gaussian_kernel, smooth_and_bend
 

@@ -23,8 +23,8 @@ from benchmarks.quality.information import (
     records_of,
     run,
 )
+from common.boundary.checkpoints import load_checkpoint
 from common.data.loading import build_dataset, collate
-from common.models.checkpoint import load_checkpoint
 from common.output.predict import find_images
 from tests.tiny_checkpoints import tiny_checkpoint
 from tools.detectors import CLUSTERED

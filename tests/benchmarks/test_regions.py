@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.lib.cli import main
 from benchmarks.lib.models import before_training, demo, trained
 from benchmarks.quality.regions import NAME, agreement, draw, measure, noise_length, records_of, run, run_lengths, steps
-from common.models.checkpoint import load_checkpoint
+from common.boundary.checkpoints import load_checkpoint
 from common.output.predict import find_images
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint, tiny_published

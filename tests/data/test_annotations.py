@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from common.data.annotations import category_names, read_annotations
+from common.boundary.annotations import read_annotations
+from common.data.annotations import category_names
 from common.errors import UserError
 from tests.small_datasets import content, sentence
 
@@ -40,20 +41,20 @@ BROKEN = {
     "no images": (without("images"), "images"),
     "no annotations": (without("annotations"), "annotations"),
     "no categories": (without("categories"), "categories"),
-    "images empty": (content(images=0), "no images"),
-    "categories empty": (content() | {"categories": []}, "no categories"),
-    "annotations of another kind": (content() | {"annotations": {}}, "'annotations' is not a list"),
+    "images empty": (content(images=0), "images has 0 entries"),
+    "categories empty": (content() | {"categories": []}, "categories has 0 entries"),
+    "annotations of another kind": (content() | {"annotations": {}}, "annotations should be a valid list"),
     "image without id": (changed("images", id=None), "id"),
     "image without file": (changed("images", file_name=None), "file_name"),
-    "category of a name": (changed("categories", id="cat"), "category"),
-    "category below 0": (changed("categories", id=-1), "category id"),
-    "unlisted image": (changed("annotations", image_id=9), "annotation 1 belongs to image 9"),
-    "unlisted category": (changed("annotations", category_id=9), "annotation 1 has category 9"),
+    "category of a name": (changed("categories", id="cat"), "categories[0].id should be a valid integer"),
+    "category below 0": (changed("categories", id=-1), "categories[0].id should be greater"),
+    "unlisted image": (changed("annotations", image_id=9), "annotation 1 belongs to image 9, which is not listed"),
+    "unlisted category": (changed("annotations", category_id=9), "annotation 1 belongs to category 9, which is not listed"),
     "no box": (changed("annotations", bbox=None), "bbox"),
-    "box of 3": (changed("annotations", bbox=[1, 2, 3]), "bbox of annotation 1"),
-    "box with NaN": (changed("annotations", bbox=[1, 2, 3, float("nan")]), "bbox of annotation 1"),
-    "box with null": (changed("annotations", bbox=[1, 2, 3, None]), "bbox of annotation 1"),
-    "box of texts": (changed("annotations", bbox=["1", "2", "3", "4"]), "annotations.json"),
+    "box of 3": (changed("annotations", bbox=[1, 2, 3]), "annotations[0].bbox has 3 entries"),
+    "box with NaN": (changed("annotations", bbox=[1, 2, 3, float("nan")]), "annotations[0].bbox[3]"),
+    "box with null": (changed("annotations", bbox=[1, 2, 3, None]), "annotations[0].bbox[3]"),
+    "box of texts": (changed("annotations", bbox=["1", "2", "3", "4"]), "annotations[0].bbox[0] should be a valid number"),
 }
 
 

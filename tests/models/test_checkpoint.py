@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.boundary.checkpoints import load_checkpoint, save_checkpoint
 from common.errors import UserError
-from common.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from common.models.checkpoint import load_model
 
 MAY_BE_NEW = ("class_embed", "W_prob")
 

@@ -9,10 +9,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.utils.tensorboard import SummaryWriter
 
+from ..boundary.checkpoints import load_checkpoint
+from ..boundary.logs import append_record
+from ..boundary.outputs import make_folder, whole_file
 from ..errors import UserError
 from ..evaluation.coco import METRICS
 from ..evaluation.evaluate import Evaluation
-from ..models.checkpoint import load_checkpoint
 from .curves import plot_curves
 
 
@@ -20,48 +22,50 @@ def prepare_output(folder: Path, accelerator: Accelerator, starts: bool = False,
     """Creates the output folder.
 
     Args:
-        starts: a run starts, which must not overwrite another's checkpoint.
+        starts: a run starts, which must not write into another's files.
         demo: a run of the demo, which may overwrite an earlier one of its own.
     """
     problem = ""
     if accelerator.is_main_process:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            problem = f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder"
-        last = folder / "checkpoint.pth"
-        if not problem and starts and last.exists():
-            if demo and _is_demo(last):
-                for old in (folder / "log.txt", *folder.glob("events.out.tfevents.*"), *folder.glob("checkpoint*.pth")):
-                    old.unlink(missing_ok=True)
-            else:
-                problem = f"{folder} holds a run already: continue it with --resume {last} or choose another --output_dir"
+            make_folder(folder)
+            if starts:
+                _make_way(folder, demo)
+        except UserError as error:
+            problem = str(error)
     [problem] = broadcast_object_list([problem])
     if problem:
         raise UserError(problem)
 
 
+def _make_way(folder: Path, demo: bool) -> None:
+    """Removes an earlier demo; UserError where the folder holds another run."""
+    last, log = folder / "checkpoint.pth", folder / "log.txt"
+    if not (last.exists() or log.exists()):
+        return
+    if not (demo and _is_demo(last)):
+        way = f"continue it with --resume {last}" if last.exists() else f"remove its {log.name}"
+        raise UserError(f"{folder} holds a run already: {way} or choose another --output_dir")
+    for old in (log, *folder.glob("events.out.tfevents.*"), *folder.glob("checkpoint*.pth")):
+        old.unlink(missing_ok=True)
+
+
 def _is_demo(path: Path) -> bool:
     try:
-        return bool(load_checkpoint(path).get("args", {}).get("demo"))
+        return bool((load_checkpoint(path).get("args") or {}).get("demo"))
     except UserError:
         return False
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes atomically, so that an interrupted run leaves no half file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    """Writes atomically, so that an interrupted run leaves no half file; UserError where that fails."""
+    with whole_file(path) as file:
+        file.write(json.dumps(content).encode())
 
 
 def write_log(folder: Path, log: dict[str, Any], writer: SummaryWriter) -> None:
     """Adds an epoch to ``log.txt`` and to TensorBoard's events, and draws the curves anew."""
-    with open(folder / "log.txt", "a") as file:
-        file.write(json.dumps(log) + "\n")
+    append_record(folder / "log.txt", log)
     for name, value in log.items():
         if isinstance(value, float):
             writer.add_scalar(name.replace("_", "/", 1), value, log["epoch"])

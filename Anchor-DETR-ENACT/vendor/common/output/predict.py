@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
+from ..boundary.outputs import make_folder
 from ..data.images import read_image
 from ..data.loading import Batch, pad_batch
 from ..data.transforms import boxes_of, evaluation_transforms
@@ -19,7 +20,6 @@ from ..errors import UserError
 from ..evaluation.masks import image_masks
 from ..evaluation.panoptic import panoptic_map
 from ..evaluation.postprocess import PostProcess
-from ..folders import make_folder
 from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
 from .drawing import detection_panel, draw_detections, draw_panoptic, save_image

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..boundary.checkpoints import load_checkpoint
 from ..detector import Detector
-from ..models.checkpoint import load_checkpoint, load_model
+from ..models.checkpoint import load_model
 from ..models.model import DetectionModel
 from ..models.reveal import DETECTOR_OF_MASKS, has_mask_head
 from .options import follow_checkpoint, parse

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
+from ..boundary.annotations import read_annotations
 from ..errors import UserError
-from .annotations import check_segmentations, masks_of, read_annotations
+from .annotations import check_segmentations, masks_of
 from .images import open_image, read_image
 from .transforms import boxes_of
 
@@ -78,6 +79,7 @@ class CocoDetection(Dataset):
         crowds = sum(bool(a["iscrowd"]) for a in annotations)
         flat = sum(not self._has_area(a) for a in annotations)
         counts = (
+            (self.truth.repaired, "objects whose area COCO's evaluation would leave out, reckoned from their boxes"),
             (flat, "boxes without area inside their image, skipped"),
             (crowds, "crowd annotations, left out of training and kept for evaluation"),
             (empty, "images without annotations, kept as negatives"),
@@ -103,7 +105,7 @@ class CocoDetection(Dataset):
 
     def _aspect_ratio(self, image_id: int) -> float:
         width, height = (self.coco.imgs[image_id].get(side) for side in ("width", "height"))
-        if not all(isinstance(side, (int, float)) and 0 < side < np.inf for side in (width, height)):
+        if not (width and height):
             with open_image(self.path(image_id)) as image:  # which reads no pixels
                 width, height = image.size
         return width / height

@@ -10,6 +10,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
+from ..boundary.checkpoints import load_checkpoint, save_checkpoint
 from ..data.coco import CocoDetection
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
@@ -17,7 +18,6 @@ from ..detector import Detector
 from ..errors import UserError
 from ..evaluation.evaluate import evaluate_all
 from ..losses.criterion import Criterion
-from ..models.checkpoint import load_checkpoint, save_checkpoint
 from ..models.model import DetectionModel
 from ..models.speed import set_tf32, speed_up
 from ..output.files import prepare_output, summaries, write_json

@@ -8,18 +8,49 @@ A PNG holds the id of each pixel's segment, red + 256 green + 65536 blue; 0 belo
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from pycocotools.coco import COCO
+from pydantic import Field, TypeAdapter, with_config
 from torchvision import tv_tensors
+from typing_extensions import TypedDict
 
+from ..boundary.annotations import FileName, Image, indexed, read_annotations, read_json
+from ..boundary.schema import OPEN, Whole, conform
 from ..errors import UserError
-from .annotations import indexed, read_annotations, read_json
 from .coco import CocoDetection
 from .images import open_image
 
 VOID = 0
+
+
+@with_config(OPEN)
+class Segment(TypedDict):
+    """A segment: ``id`` in the PNG."""
+
+    id: Annotated[int, Field(gt=VOID, lt=2**24)]
+
+
+@with_config(OPEN)
+class SegmentedImage(TypedDict):
+    """The segments of an image."""
+
+    image_id: Whole
+    file_name: FileName
+    segments_info: list[Segment]
+
+
+@with_config(OPEN)
+class Panoptic(TypedDict):
+    """What a panoptic file holds; the rest is checked as in :func:`indexed`."""
+
+    images: list[Image]
+    annotations: list[SegmentedImage]
+
+
+PANOPTIC = TypeAdapter(Panoptic)
 
 
 class CocoPanoptic(CocoDetection):
@@ -107,19 +138,15 @@ def read_panoptic(path: Path) -> COCO:
     Raises:
         UserError: the file is missing, is not JSON, or is not a COCO panoptic dataset.
     """
-    content = read_json(path, "--coco_panoptic_path must hold annotations/ and panoptic_train2017/, panoptic_val2017/")
-    try:
-        files = {entry["image_id"]: entry["file_name"] for entry in content["annotations"]}
-        segments = [
-            segment | {"id": i, "segment": segment["id"], "image_id": entry["image_id"]}
-            for i, (entry, segment) in enumerate(((e, s) for e in content["annotations"] for s in e["segments_info"]), start=1)
-        ]
-        if lacking := [image["id"] for image in content["images"] if image["id"] not in files]:
-            raise UserError(f"{path} lists the image {lacking[0]} without segments: remove it or add them")
-    except KeyError as error:
-        raise UserError(f"{path} is not a COCO panoptic dataset: an entry lacks {error}") from error
-    except TypeError as error:
-        raise UserError(f"{path} is not a valid COCO panoptic dataset: {error}") from error
+    advice = "--coco_panoptic_path must hold annotations/ and panoptic_train2017/, panoptic_val2017/"
+    content = conform(PANOPTIC, read_json(path, advice), path, "a COCO panoptic dataset")
+    files = {entry["image_id"]: entry["file_name"] for entry in content["annotations"]}
+    segments = [
+        segment | {"id": i, "segment": segment["id"], "image_id": entry["image_id"]}
+        for i, (entry, segment) in enumerate(((e, s) for e in content["annotations"] for s in e["segments_info"]), start=1)
+    ]
+    if lacking := [image["id"] for image in content["images"] if image["id"] not in files]:
+        raise UserError(f"{path} lists the image {lacking[0]} without segments: remove it or add them")
     coco = indexed(content | {"annotations": segments}, path)
     coco.segment_files = files
     return coco

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..boundary.outputs import make_folder
 from ..data.annotations import stuff_of
 from ..data.loading import Batch
 from ..data.panoptic import CocoPanoptic, digits_of
-from ..folders import make_folder
 from ..models.mask_head import QueryMasks
 from .masks import CHUNK, enlarged, sizes_of
 from .panoptic_quality import add, compare, panoptic_quality

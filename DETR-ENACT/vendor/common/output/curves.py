@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..boundary.logs import read_log
 from ..errors import UserError
 from .drawing import PALETTE
-from .log import read_log
 
 
 def plot_curves(log_path: str | os.PathLike, out_path: str | os.PathLike) -> None:

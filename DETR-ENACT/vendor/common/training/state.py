@@ -12,9 +12,11 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
-from ..errors import UserError
-from ..models.checkpoint import save_checkpoint
+from ..boundary.checkpoints import check_continuation, save_checkpoint
+from ..errors import UserError, quoted
 from ..models.model import DetectionModel
+
+MOST_DROPS = 400  # after which no rate is above 0
 
 
 class TrainingState:
@@ -77,33 +79,49 @@ class TrainingState:
         Rates, their drop and the weight decay are those of the options, which may have been given anew.
 
         Raises:
-            UserError: the optimiser's state is of another model.
+            UserError: it is not of a run of this repository, or the optimiser's state is of another model.
         """
+        check_continuation(checkpoint, self.args.resume)
         rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except ValueError as error:
+            self._restore_optimizer(checkpoint["optimizer"])
+            if self.accelerator.scaler and checkpoint.get("scaler"):
+                self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+            states = checkpoint["random_states"]
+            if len(states) == self.accelerator.num_processes:
+                _set_random_state(states[self.accelerator.process_index], self.accelerator)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # whatever a foreign state provokes
             raise UserError(
-                f"{self.args.resume} cannot be continued: its optimiser is of another model ({error}); start from its weights with "
-                "--finetune"
+                f"{self.args.resume} cannot be continued: the state of its optimiser or of its random numbers does not fit "
+                f"({quoted(error)}); start from its weights with --finetune"
             ) from error
-        for parameter, state in self.optimizer.state.items():  # laid out as the parameters, which --channels_last may have changed
-            for name, value in state.items():
-                if value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)
-        self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
-        self.lr_scheduler.step_size = self.args.lr_drop
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = group["initial_lr"] = rate
-            group["weight_decay"] = self.args.weight_decay
-            for _ in range((checkpoint["epoch"] + 1) // self.args.lr_drop):  # step by step, for the bits of a run without a break
+        epoch = checkpoint["epoch"] + 1
+        for group in self.optimizer.param_groups:
+            for _ in range(min(epoch // self.args.lr_drop, MOST_DROPS)):  # step by step, for the bits of a run without a break
                 group["lr"] *= self.lr_scheduler.gamma
-        if self.accelerator.scaler and checkpoint.get("scaler"):
-            self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
-        states = checkpoint["random_states"]
-        if len(states) == self.accelerator.num_processes:
-            _set_random_state(states[self.accelerator.process_index], self.accelerator)
-        return checkpoint["epoch"] + 1
+        now = [group["lr"] for group in self.optimizer.param_groups]
+        self.lr_scheduler.load_state_dict({"last_epoch": epoch, "_step_count": epoch + 1, "base_lrs": rates, "_last_lr": now})
+        return epoch
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        """What it has gathered of each parameter; its options are those of this run.
+
+        Raises:
+            ValueError: something does not fit, which the optimiser itself would not notice before it crashes.
+        """
+        own = self.optimizer.state_dict()["param_groups"]
+        if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in own]:
+            raise ValueError("it has other groups of parameters")
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+        gathered = {"momentum_buffer"} if getattr(self.args, "sgd", False) else {"step", "exp_avg", "exp_avg_sq"}
+        for parameter, state in self.optimizer.state.items():
+            if state.keys() != gathered:
+                raise ValueError(f"it holds {sorted(map(str, state))} of a parameter")
+            for name, value in state.items():
+                if not isinstance(value, torch.Tensor) or value.shape != (torch.Size() if name == "step" else parameter.shape):
+                    raise ValueError(f"its {name} is not of the shape of a parameter")
+                if name != "step":  # laid out as the parameters, which --channels_last may have changed
+                    state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def group_parameters(model: nn.Module, rates: list[tuple[str, float]]) -> list[dict[str, Any]]:

@@ -1,85 +1,12 @@
-"""Checkpoints: written atomically, read without running code from the file, from a path or an https URL."""
+"""From the weights of a checkpoint to a model."""
 
-import argparse
-import hashlib
-import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-
-
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes to a neighbour and renames, so that ``path`` always holds a whole checkpoint, whenever the process is killed."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"the checkpoint {path} cannot be written ({error}): free space or choose another --output_dir") from error
-    finally:
-        temporary.unlink(missing_ok=True)  # what an error or an interrupt left of it
-
-
-def locate(source: str) -> Path:
-    """The file of a checkpoint; one at an https URL is downloaded once, to torch hub's cache.
-
-    A download that breaks off leaves nothing and is started anew by the next call. A hash in the file's name, as in
-    ``detr-r50-e632da11.pth``, is checked.
-
-    Raises:
-        UserError: no such file, an unsafe or unreachable URL, or another hash.
-    """
-    if "://" not in source:
-        if not Path(source).is_file():
-            raise UserError(f"the checkpoint {source} does not exist: check the path")
-        return Path(source)
-    if not source.startswith("https://"):
-        raise UserError(f"{source} is not an https URL: pass one, or the path of a file")
-    name = Path(urlparse(source).path).name
-    # Two sites may have files of one name.
-    path = Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(source.encode()).hexdigest()[:8], name)
-    if not path.exists():
-        found = re.search(r"-([a-f0-9]{8,})\.", name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(source, str(path), found and found[1])
-        except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, another hash is a RuntimeError
-            raise UserError(f"{source} could not be downloaded ({error}): check the URL and the network, or pass a file") from error
-    return path
-
-
-def load_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint: a dict with ``model`` and what else it was saved with; a bare state dict becomes ``{"model": ...}``.
-
-    Published checkpoints keep their options as an ``argparse.Namespace``, the one class that is allowed in the file; it becomes a
-    dict.
-
-    Raises:
-        UserError: no such file, or not a checkpoint.
-    """
-    path = locate(str(source))
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file that is no checkpoint provokes in the unpickler
-        raise UserError(f"{path} is not a checkpoint that PyTorch reads with weights_only=True: choose another") from error
-    if isinstance(checkpoint, Mapping) and checkpoint and all(isinstance(v, Tensor) for v in checkpoint.values()):
-        checkpoint = {"model": checkpoint}
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
-        raise UserError(f"{path} is not a checkpoint: it holds no 'model' with weights")
-    if isinstance(checkpoint.get("args"), argparse.Namespace):
-        checkpoint["args"] = vars(checkpoint["args"])
-    return checkpoint
 
 
 def load_model(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, may_be_new: Iterable[str] = ()) -> list[str]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ..boundary.logs import read_log
 from ..data.coco import CocoDetection
 from ..data.loading import Batch
 from ..detector import Detector
@@ -25,7 +26,6 @@ from ..evaluation.evaluate import Evaluation, evaluate_all
 from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
 from ..output.files import summaries, write_log
-from ..output.log import read_log
 from ..output.meter import Meter, Throughput, peak_memory
 from . import interrupts
 from .state import TrainingState

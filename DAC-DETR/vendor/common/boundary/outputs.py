@@ -1,0 +1,85 @@
+"""What a run writes: folders, whole files, and one run at a time in a folder."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+HALF = ".enact-half-"  # what half-written files begin with
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder, if it is not there; UserError where it cannot be, or cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output_dir {folder} cannot be written ({reason}): choose another folder") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is at ``path`` once it is written, and not before: whatever happens, ``path`` holds a whole file or the former.
+
+    What is written has a name of its own until then, which no file had before, and is on the disk before it is renamed.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    half = path.with_name(f"{HALF}{uuid.uuid4().hex}")
+    try:
+        with open(half, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+        raise UserError(f"{path} cannot be written ({error}): free space or choose another folder") from error
+    finally:
+        half.unlink(missing_ok=True)  # what an error or an interrupt left of it
+
+
+def refuse_to_overwrite(path: Path, option: str) -> None:
+    """UserError where a file of the user would be lost."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{option} {path} exists already: choose another name or remove it")
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """While the context lasts, or until the process ends in whatever way, no other run may write to the folder.
+
+    Raises:
+        UserError: another does.
+    """
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if descriptor is not None:
+            _lock(descriptor, folder)
+        for left in folder.glob(f"{HALF}*"):  # by runs that were killed
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another run writes to {folder} at this moment: wait for it or choose another --output_dir") from error
+    except OSError:
+        pass  # a file system without locks

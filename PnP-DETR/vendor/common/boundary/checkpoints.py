@@ -1,0 +1,124 @@
+"""Checkpoints: written whole, read without running code from the file, and checked before anything is built from them."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, with_config
+from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
+
+from ..errors import UserError, quoted
+from .downloads import locate
+from .outputs import whole_file
+from .schema import OPEN, Whole, conform
+
+KIND = "a checkpoint"
+MOST_CLASSES = 2**20
+
+
+def _weights(value: Mapping) -> Mapping:
+    if not isinstance(value, Mapping):
+        raise ValueError("should be a dict of weights")
+    for name, weight in value.items():
+        if not isinstance(name, str):
+            raise ValueError(f"has the key {quoted(repr(name))}, which is no name of a weight")
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"holds a {type(weight).__name__} as '{quoted(name)}', which should be a tensor")
+        if problem := _unusable(weight):
+            raise ValueError(f"holds {problem} as '{quoted(name)}', which should be an ordinary tensor of numbers")
+    return value
+
+
+def _unusable(weight: Tensor) -> str:
+    """Why a tensor cannot be a weight; "" where it can."""
+    if weight.layout != torch.strided or weight.is_quantized or weight.is_meta or weight.is_nested:
+        return f"a tensor of the kind {weight.layout if not weight.is_meta else 'meta'}"
+    if weight.is_complex():
+        return "complex numbers"
+    if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+        return f"{weight.numel():,} numbers of which the file stores fewer"  # it would need memory that the file does not suggest
+    return ""
+
+
+def _names(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+@with_config(OPEN)
+class Checkpoint(TypedDict):
+    """What this repository reads of a checkpoint, its own or published."""
+
+    model: Annotated[Any, AfterValidator(_weights)]
+    args: NotRequired[dict[str, Any] | None]
+    detector: NotRequired[Annotated[str, Field(strict=True, max_length=200)]]
+    category_names: NotRequired[Annotated[dict[Annotated[int, Field(ge=0, lt=2**31)], str], BeforeValidator(_names)]]
+    stuff: NotRequired[list[Annotated[int, Field(ge=0, lt=2**31)]]]
+    num_classes: NotRequired[Annotated[int, Field(ge=1, le=MOST_CLASSES)]]
+
+
+@with_config(OPEN)
+class Continuation(TypedDict):
+    """What a run that goes on needs beside the weights."""
+
+    epoch: Annotated[Whole, Field(ge=-1, lt=2**31)]
+    optimizer: dict[str, Any]
+    lr_scheduler: dict[str, Any]
+    random_states: list[dict[str, Tensor]]
+    scaler: NotRequired[dict[str, Any] | None]
+    log: NotRequired[dict[str, Any]]
+
+
+@with_config(OPEN)
+class Epoch(TypedDict):
+    """What is known of an epoch before it is in the log."""
+
+    epoch: Whole
+    train_loss: float
+    train_images_per_second: NotRequired[float]
+    train_share_waited: NotRequired[float]
+    train_peak_memory: NotRequired[float]
+
+
+CHECKPOINT, CONTINUATION, EPOCH = (TypeAdapter(kind) for kind in (Checkpoint, Continuation, Epoch))
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes it so that ``path`` always holds a whole checkpoint, whenever the process is killed; UserError where it cannot."""
+    with whole_file(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(source: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint: a dict with ``model`` and what else it was saved with; a bare state dict becomes ``{"model": ...}``.
+
+    Published checkpoints keep their options as an ``argparse.Namespace``, the one class that is allowed in the file; it becomes a
+    dict.
+
+    Raises:
+        UserError: no such file, or not a checkpoint.
+    """
+    path = locate(str(source))
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is no checkpoint provokes in the unpickler
+        raise UserError(f"{path} is not a checkpoint that PyTorch reads with weights_only=True: choose another") from error
+    if isinstance(checkpoint, Mapping) and checkpoint and all(isinstance(v, Tensor) for v in checkpoint.values()):
+        checkpoint = {"model": checkpoint}
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
+        raise UserError(f"{path} is not a checkpoint: it holds no 'model' with weights")
+    if isinstance(checkpoint.get("args"), argparse.Namespace):
+        checkpoint["args"] = vars(checkpoint["args"])
+    return dict(conform(CHECKPOINT, checkpoint, path, KIND))
+
+
+def check_continuation(checkpoint: dict[str, Any], source: str) -> None:
+    """UserError where a run cannot go on from a checkpoint, as from one of other software."""
+    if not {"epoch", "optimizer", "lr_scheduler", "random_states"} <= checkpoint.keys():
+        raise UserError(f"{source} holds weights, but no run to continue: start from them with --finetune {source}")
+    conform(CONTINUATION, checkpoint, source, "a checkpoint of a run")
+    if checkpoint.get("log"):
+        conform(EPOCH, checkpoint["log"], source, "a checkpoint of a run")
