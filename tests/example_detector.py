@@ -1,6 +1,6 @@
 """A detector that has options and no model, for tests of what reads options."""
 
-from common.detector import Detector
+from common.detector import ARCHITECTURE, Detector
 from detr.recipe import add_arguments
 
 
@@ -12,6 +12,7 @@ def a_detector():
         add_arguments=add_arguments,
         reveal=lambda weights: {"num_classes": 7} | weights,
         demo={"hidden_dim": 128, "lr": 5e-4, "num_queries": 20, "image_size": 128},
+        architecture=(*ARCHITECTURE, "masks"),
         changeable=("clustering", "smoothing_sigma"),
         plain={"clustering": ("none", "W_prob")},
         **unused,

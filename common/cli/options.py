@@ -1,7 +1,6 @@
-"""The values of the options: as they were given, and as a checkpoint brings them along."""
+"""The values of the options as they were given, and which of them contradict each other."""
 
 import argparse
-from typing import Any
 
 from ..detector import Detector
 from ..errors import UserError
@@ -58,8 +57,6 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--frozen_weights trains a mask head alone: pass --masks, too")
     if frozen and args.finetune:
         raise UserError("--finetune trains all weights and --frozen_weights the mask head alone: choose one")
-    if not (args.coco_path or args.demo or args.predict or args.export):
-        raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")
     if args.hidden_dim % args.nheads or args.hidden_dim % 4:
         raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by 4 and by --nheads {args.nheads}")
     if args.dilation and args.last_stage != 4:
@@ -68,66 +65,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--dropout {args.dropout} must be below 1")
 
 
-def follow_checkpoint(
-    detector: Detector, args: argparse.Namespace, explicit: set[str], checkpoint: dict[str, Any], path: str
-) -> list[str]:
-    """Takes options and the number of classes over from a checkpoint.
-
-    The options that shape the model, and those that belong to it; to continue a run of this repository all its others, too, but
-    not those of one call. Evaluation and prediction keep the precision of their own call.
-
-    Args:
-        args: changed in place.
-        explicit: names of the options that the user gave.
-        checkpoint: with the options that it was trained with under ``args``, as far as it has them; gets ``num_classes``, and under
-            ``fresh`` parts of the names of weights that start anew.
-        path: of the checkpoint, for messages.
-
-    Returns:
-        Lines that say what may surprise.
-
-    Raises:
-        UserError: it is of another detector, or an option that shapes the model was given with another value.
-    """
-    try:
-        revealed = detector.reveal(checkpoint["model"])
-    except (KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is not a checkpoint of {detector.name}: {error} is missing") from error
-    checkpoint["num_classes"] = revealed.pop("num_classes")
-    recorded = checkpoint.get("args") or {}
-    for name, weights in detector.told.items():
-        if not {name} & (explicit | recorded.keys()) and any(weights in key for key in checkpoint["model"]):
-            raise UserError(f"{path} does not tell the --{name} that it was trained with: pass it")
-    lines = []
-    starts = args.finetune or getattr(args, "frozen_weights", None) and not args.resume
-    warm = {name for name, (value, *_) in detector.plain.items() if starts and revealed.get(name) == value}
-    for name in detector.architecture:
-        known = revealed.get(name, recorded.get(name))
-        if known is None or name in warm or name in explicit and getattr(args, name) == known:
-            continue
-        if name in explicit and args.finetune and name in detector.fresh:
-            checkpoint["fresh"] = (*checkpoint.get("fresh", ()), *detector.fresh[name])
-            continue
-        if name in explicit:
-            raise UserError(f"--{name} {getattr(args, name)} contradicts the checkpoint {path}, which has {name} {known}")
-        is_plain = known == detector.plain.get(name, (None,))[0]
-        if is_plain and name not in recorded and known != getattr(args, name):
-            lines.append(_as_trained(path, name, known))
-        setattr(args, name, known)
-    continued = args.resume and "detector" in checkpoint
-    followed = {*vars(args)} - PER_CALL - {*detector.architecture} if continued else {*CHANGEABLE, *detector.changeable}
-    if args.eval or args.predict or args.export:
-        followed -= {"amp"}
-    options = revealed | recorded
-    for name in sorted(followed - warm - explicit):
-        if name not in options:
-            continue
-        expected = (getattr(args, name), *detector.plain.get(name, ())[:1])
-        if name in detector.changeable and name not in recorded and options[name] not in expected:
-            lines.append(_as_trained(path, name, options[name]))
-        setattr(args, name, options[name])
-    return lines
-
-
-def _as_trained(path: str, name: str, value: Any) -> str:
-    return f"{path} was trained with --{name} {value}, and is used so"
+def check_data(args: argparse.Namespace) -> None:
+    """Raises UserError where a run has no data; one that goes on may have it from its checkpoint."""
+    if not (args.coco_path or args.demo or args.predict or args.export):
+        raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")

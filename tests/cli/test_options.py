@@ -1,8 +1,11 @@
 """Which of several values of an option counts, and which options contradict each other."""
 
+from pathlib import Path
+
 import pytest
 
-from common.cli.options import CHANGEABLE, PER_CALL, check, follow_checkpoint, parse
+from common.cli.inherited import follow_checkpoint
+from common.cli.options import CHANGEABLE, PER_CALL, check, check_data, parse
 from common.detector import ARCHITECTURE
 from common.errors import UserError
 from tests.example_detector import DETECTOR
@@ -47,7 +50,10 @@ def test_a_resumed_run_goes_on_as_it_was():
     """Protects "continue with --resume" from training on with another recipe because its options were not given again."""
     own = OWN | {"args": RECORDED | {"epochs": 7, "coco_path": "elsewhere", "weight_decay": 0.5, "amp": "bf16"}}
     resumed = options(*RESUME, "--lr_drop", "3", checkpoint=own)
-    assert (resumed.lr, resumed.epochs, resumed.lr_drop, resumed.coco_path) == (9.0, 7, 3, None)
+    assert (resumed.lr, resumed.epochs, resumed.lr_drop, resumed.coco_path) == (9.0, 7, 3, Path("elsewhere"))
+    assert options(*RESUME, "--demo", checkpoint=own).coco_path is None
+    assert options(*RESUME, "--coco_path", "here", checkpoint=own).coco_path == Path("here")
+    assert options(*FINETUNE, checkpoint=own).coco_path is None
     assert (resumed.weight_decay, resumed.amp) == (0.5, "bf16")
     given = options(*RESUME, "--weight_decay", "0", "--amp", "no", checkpoint=own)
     assert (given.weight_decay, given.amp) == (0, "no")
@@ -147,6 +153,7 @@ def test_contradictions_are_told(argv, said):
     args, _ = parse(DETECTOR, argv)
     with pytest.raises(UserError) as raised:
         check(args)
+        check_data(args)
     assert all(part in str(raised.value) for part in said) and "\n" not in str(raised.value)
 
 
@@ -164,4 +171,6 @@ def test_contradictions_are_told(argv, said):
 )
 def test_sensible_commands_pass(argv):
     """Protects what users do every day from a rule that is too strict."""
-    check(parse(DETECTOR, argv)[0])
+    args, _ = parse(DETECTOR, argv)
+    check(args)
+    check_data(args)

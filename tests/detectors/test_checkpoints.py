@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.cli.options import follow_checkpoint, parse
+from common.cli.inherited import follow_checkpoint
+from common.cli.options import parse
 from common.cli.restore import restore
 from common.errors import UserError
 from common.models.checkpoint import load_model

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, masks_to_boxes
 
 from common.cli.categories import known_categories
-from common.cli.options import follow_checkpoint, parse
+from common.cli.inherited import follow_checkpoint
+from common.cli.options import parse
 from common.data.loading import build_dataset
 from common.data.panoptic import read_panoptic
 from common.evaluation.masks import image_masks
@@ -90,7 +91,7 @@ def test_panoptic_maps_are_evaluated_written_and_drawn(detector, dataset, tmp_pa
 
     image = sorted((dataset / "val2017").iterdir())[0]
     assert run_here(detector, "--predict", image, "--score_threshold", "1", *machine) == 0
-    plain, drawn = (tmp_path / "eval" / "predictions" / f"{image.stem}{end}.png" for end in ("", "_panoptic"))
+    plain, drawn = (tmp_path / "eval" / f"predictions{end}" / f"{image.stem}.png" for end in ("", "_panoptic"))
     assert (cv2.imread(str(drawn)) != cv2.imread(str(plain))).mean() > 0.5
     exported = tmp_path / "exported.pth"
     assert run_here(detector, "--export", exported, "--resume", tmp_path / "checkpoint.pth") == 0

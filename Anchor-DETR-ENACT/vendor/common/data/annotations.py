@@ -10,6 +10,8 @@ from torchvision import tv_tensors
 
 from ..errors import UserError
 
+FAR = 10  # sizes of the image, beyond which no point of an outline lies
+
 
 def stuff_of(coco: COCO) -> list[int]:
     """The categories without instances, such as sky; none in a dataset that does not tell."""
@@ -47,8 +49,32 @@ def masks_of(annotations: list[dict], height: int, width: int) -> tv_tensors.Mas
 
 
 def _decode(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """ValueError and the like where it is none: pycocotools would take what does not fit for addresses in memory."""
     if isinstance(segmentation, list):
-        segmentation = rle.merge(rle.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
-    return rle.decode(segmentation)
+        polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
+        far = FAR * max(height, width)
+        if not all(p.ndim == 1 and len(p) >= 6 and len(p) % 2 == 0 and (np.abs(p) <= far).all() for p in polygons):
+            raise ValueError("no polygons")
+        return rle.decode(rle.merge(rle.frPyObjects([p.tolist() for p in polygons], height, width)))
+    counts = segmentation["counts"]
+    runs = np.asarray(counts if isinstance(counts, list) else _runs(counts), dtype=np.int64)
+    if list(segmentation["size"]) != [height, width] or runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError("no run lengths of this image")
+    return np.repeat(np.arange(len(runs)) % 2, runs).reshape(width, height).T
+
+
+def _runs(text: str) -> list[int]:
+    """COCO's compressed run lengths as numbers: digits of 5 bits, the lowest first, a sixth bit if more follow; the last one has
+    the sign; from the fourth number on the difference to the one before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in text.encode("ascii"):
+        digit = code - 48
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (digit & 16 and 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs

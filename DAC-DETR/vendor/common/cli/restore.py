@@ -11,7 +11,8 @@ from ..detector import Detector
 from ..models.checkpoint import load_model
 from ..models.model import DetectionModel
 from ..models.reveal import DETECTOR_OF_MASKS, has_mask_head
-from .options import follow_checkpoint, parse
+from .inherited import follow_checkpoint
+from .options import check, parse
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def restore(detector: Detector, source: str | Path, argv: Sequence[str] = (), ch
     args, explicit = parse(detector, ["--resume", str(source), "--predict", ".", *argv])
     checkpoint = dict(checkpoint or load_checkpoint(source))
     messages = follow_checkpoint(detector, args, explicit, checkpoint, str(source))
+    check(args)
     model, message = build_model(detector, args, checkpoint, checkpoint["num_classes"])
     names = checkpoint.get("category_names", {})
     return Restored(model, args, checkpoint["num_classes"], names, messages + message)

@@ -1,13 +1,14 @@
 """The command line, the same for every detector."""
 
 import argparse
+import math
 import os
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..models.backbone import BACKBONES, backbone_name
 
 # What every detector's small model for --demo has in common.
@@ -37,17 +38,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def number(kind: type, least: float, exclusive: bool = False) -> Callable[[str], Any]:
-    """An argparse type: an int or float of at least (or above) ``least``."""
+def number(kind: type, least: float, exclusive: bool = False, most: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: an int or float of at least (or above) ``least`` and at most ``most``."""
 
     def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not (value > least if exclusive else value >= least):
+        if value is None or not (value > least if exclusive else value >= least) or not value <= most:
             whole = "a whole number" if kind is int else "a number"
-            raise ArgumentTypeError(f"{text!r} is not {whole} {'above' if exclusive else 'of at least'} {least:g}")
+            limit = f" and at most {most:g}" if most < math.inf else ""
+            raise ArgumentTypeError(
+                f"{quoted(repr(text))} is not {whole} {'above' if exclusive else 'of at least'} {least:g}{limit}"
+            )
         return value
 
     return convert
@@ -96,7 +100,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--channels_last", action=BooleanOptionalAction, default=True, help="memory format of the backbone (default: on)"
     )
     group.add_argument("--compile", action="store_true", help="torch.compile of the backbone and the decoder layers")
-    group.add_argument("--seed", type=number(int, 0), default=42)
+    group.add_argument("--seed", type=number(int, 0, most=2**32 - 1), default=42)
 
 
 def _add_recipe(group: argparse._ArgumentGroup) -> None:
@@ -114,7 +118,10 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weight_decay", type=number(float, 0), default=1e-4)
     group.add_argument("--clip_max_norm", type=number(float, 0), default=0.1, help="gradient norm; 0: no clipping")
     group.add_argument(
-        "--image_size", type=number(int, 32), default=800, help="shortest side at evaluation, which DETR's training scales follow"
+        "--image_size",
+        type=number(int, 32, most=10_000),
+        default=800,
+        help="shortest side at evaluation, which DETR's training scales follow",
     )
     group.add_argument("--no_aux_loss", action="store_true", help="a loss on the last decoder layer only")
     group.add_argument("--set_cost_class", type=number(float, 0))
@@ -156,7 +163,7 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
     )
     group.add_argument(
         "--smoothing_sigma",
-        type=number(float, 1),
+        type=number(float, 1, most=1000),
         default=smoothing_sigma,
         help="deviation of the Gaussian that smooths the information (default: %(default)s)",
     )

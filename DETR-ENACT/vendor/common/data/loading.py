@@ -18,6 +18,8 @@ from .panoptic import CocoPanoptic
 from .sampling import BucketSampler, EvaluationSampler, ShuffledSampler
 from .transforms import evaluation_transforms, normalize, training_transforms
 
+TIMEOUT = 600  # seconds without a batch, after which its workers count as hanging
+
 
 class Batch(NamedTuple):
     """Images padded to a common size at their right and bottom.
@@ -129,6 +131,7 @@ def _loader(
         drop_last=drop_last,
         worker_init_fn=_follow_the_main_process,
         persistent_workers=num_workers > 0,
+        timeout=TIMEOUT if num_workers > 0 else 0,
         generator=torch.Generator(),  # else the loader draws its workers' seed from the generator that dropout uses
     )
 

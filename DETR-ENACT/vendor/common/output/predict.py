@@ -1,5 +1,6 @@
 """Drawing a detector's answers on images."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..data.images import read_image
 from ..data.loading import Batch, pad_batch
 from ..data.transforms import boxes_of, evaluation_transforms
 from ..detector import Detector
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..evaluation.masks import image_masks
 from ..evaluation.panoptic import panoptic_map
 from ..evaluation.postprocess import PostProcess
@@ -28,19 +29,37 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(paths: list[Path]) -> list[Path]:
-    """Files as given, and the images of folders, sorted; UserError where there are none."""
-    found = []
+    """Files as given, and the images of folders, sorted, each once; UserError where there are none."""
+    found: dict[Path, Path] = {}
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise UserError(f"{path} holds no images: pass image files or a folder of them")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"{path} does not exist: pass image files or folders to --predict")
-    return found
+        try:
+            str(path).encode()
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+            present = path.is_dir() or path.is_file()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{quoted(str(path))} has a name that is not UTF-8: rename it") from error
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{quoted(str(path))} cannot be read ({quoted(error)}): pass image files or folders to --predict"
+            ) from error
+        if not present:
+            raise UserError(f"{path} does not exist or is no file: pass image files or folders to --predict")
+        if not inside:
+            raise UserError(f"{path} holds no images: pass image files or a folder of them")
+        found |= {p.resolve(): p for p in inside if p.resolve() not in found}
+    return list(found.values())
+
+
+def picture_names(images: list[Path]) -> list[str]:
+    """What the pictures of images are called, without a suffix, no two alike: as the images; where several share a name, all as
+    their paths below the folder that they have in common, with their suffixes.
+    """
+    names = [image.stem for image in images]
+    if len({name.casefold() for name in names}) == len(names):
+        return names
+    paths = [Path(os.path.abspath(image)) for image in images]
+    common = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(common).as_posix() for path in paths]
 
 
 @torch.no_grad()
@@ -64,7 +83,7 @@ def predict(
     Args:
         model: on the accelerator's device; runs in the accelerator's precision.
         categories: ``category_names`` (id -> name) and, of a panoptic model, ``stuff``, see ``categories.py``. Its maps are drawn,
-            too, alone in a second picture ``<name>_panoptic.png``.
+            too, alone in a second picture of the same name in ``<folder>_panoptic``.
         image_size: shortest side that the model sees.
         score_threshold: least score of a box that is drawn.
         panoptic_threshold: least probability of a segment's class.
@@ -72,9 +91,11 @@ def predict(
         truth: the dataset that the images are from, to draw their true boxes.
     """
     model = accelerator.unwrap_model(model).eval()
-    make_folder(folder)
+    pictures = [folder / f"{name}.png" for name in picture_names(images)]
+    _keep(images, pictures)
     names = categories["category_names"]
-    for path in tqdm(images, desc="pictures", leave=False):
+    for path, target in zip(tqdm(images, desc="pictures", leave=False), pictures):
+        make_folder(target.parent)
         image = read_image(path)
         batch = batch_of(image, image_size).to(accelerator.device)
         with detector.record(model) as records, accelerator.autocast():
@@ -91,13 +112,21 @@ def predict(
         if not (information or truth):
             picture = draw_detections(pixels, boxes, labels, scores, names, masks)
             if panoptic:
-                save_image(folder / f"{path.stem}_panoptic.png", draw_panoptic(pixels, names=names, **panoptic))
+                map_target = folder.with_name(f"{folder.name}_panoptic") / target.relative_to(folder)
+                make_folder(map_target.parent)
+                save_image(map_target, draw_panoptic(pixels, names=names, **panoptic))
         else:
             maps = detector.pictures(records, outputs) if information else {}
             maps = {caption: values.cpu().numpy() for caption, values in maps.items()}
             true_boxes = _true_boxes(truth, path) if truth else None
             picture = detection_panel(pixels, boxes, labels, scores, names, maps, true_boxes, masks=masks, panoptic=panoptic)
-        save_image(folder / f"{path.stem}.png", picture)
+        save_image(target, picture)
+
+
+def _keep(images: list[Path], pictures: list[Path]) -> None:
+    """UserError where a picture would take the place of an image."""
+    for lost in {image.resolve() for image in images} & {picture.resolve() for picture in pictures}:
+        raise UserError(f"{lost} would be overwritten by its own picture: choose another --output_dir")
 
 
 def batch_of(image: Image.Image, image_size: int) -> Batch:

@@ -1,7 +1,9 @@
 """A detector's command: train, evaluate, predict or export."""
 
+import os
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from ..boundary.checkpoints import load_checkpoint, save_checkpoint
+from ..boundary.outputs import only_run_in, refuse_to_overwrite
 from ..data.coco import CocoDetection
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..detector import Detector
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..evaluation.evaluate import evaluate_all
 from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
@@ -25,8 +28,9 @@ from ..output.predict import find_images, predict
 from ..training import interrupts
 from ..training.loop import train
 from .categories import categories_of, checked, known_categories
+from .inherited import follow_checkpoint
 from .masks import has_masks, panoptic_folder
-from .options import CHANGEABLE, check, follow_checkpoint, parse
+from .options import CHANGEABLE, check, check_data, parse
 from .restore import build_model, keeps_classes, starting_weights
 
 DEMO_PICTURES = 12
@@ -37,15 +41,27 @@ def main(detector: Detector, argv: list[str] | None = None) -> int:
     interrupts.install()
     try:
         run(detector, argv)
-    except UserError as error:
-        print(f"{detector.name}: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, Exception) as error:
-        if not interrupts.received():
+        sys.stdout.flush()
+    except BrokenPipeError:  # as behind "| head -1": nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter still has to print
+        return 141  # what shells call a command that wrote to a closed pipe
+    except (UserError, KeyboardInterrupt, Exception) as error:
+        if interrupts.received():
+            message, code = error if isinstance(error, KeyboardInterrupt) else interrupts.received(), 130
+        elif isinstance(error, UserError):
+            message, code = error, 2
+        elif isinstance(error, RuntimeError) and "DataLoader" in str(error):
+            message, code = (
+                "a process that loads images has died or hangs, often for lack of memory: pass a smaller --num_workers",
+                2,
+            )
+        elif isinstance(error, OSError) and error.strerror:  # a full disk, a folder that has gone
+            where = f"{quoted(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+            message, code = f"{where}{error.strerror}: mend it and start again", 2
+        else:
             raise
-        message = error if isinstance(error, KeyboardInterrupt) else interrupts.received()
         print(f"{detector.name}: {message}", file=sys.stderr)
-        return 130  # what shells call a run that was interrupted
+        return code
     return 0
 
 
@@ -62,6 +78,7 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
         for line in follow_checkpoint(detector, args, explicit, checkpoint, source):
             state.print(line)
         check(args)
+    check_data(args)
     accelerator = build_accelerator(args)  # now, as its precision may be the checkpoint's
     if not on_cpu:
         set_tf32(not (args.eval or args.predict) if args.tf32 is None else args.tf32)
@@ -80,14 +97,15 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
     """Trains; the demo also draws what it has learned to detect."""
     coco_path = _dataset_folder(args, accelerator)
     val, training = _dataset(args, coco_path, "val"), _dataset(args, coco_path, "train")
-    prepare_output(args.output_dir, accelerator, starts=not args.resume, demo=args.demo)
     categories = checked(categories_of(training), "train2017", args, checkpoint, val)
     _print_remarks({"train2017": training, "val2017": val}, accelerator)
     model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, max(categories["category_names"]) + 1)
     processes = _processes(accelerator)
     train_loader = training_loader(training, args.batch_size, args.num_workers, seed=args.seed, bucket=args.bucket, **processes)
     val_loader = evaluation_loader(val, args.batch_size, args.num_workers, **processes)
-    train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, categories)
+    prepare_output(args.output_dir, accelerator, starts=not args.resume, demo=args.demo)
+    with only_run_in(args.output_dir) if accelerator.is_main_process else nullcontext():
+        train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, categories)
     if args.demo and accelerator.is_main_process:
         pictures = [val.path(i) for i in val.ids[:DEMO_PICTURES]]
         folder = args.output_dir / "pictures"
@@ -98,10 +116,10 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
 def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Writes ``eval.json`` and ``predictions.json``."""
     val = _dataset(args, _dataset_folder(args, accelerator), "val")
-    prepare_output(args.output_dir, accelerator)
     checked(checkpoint if checkpoint.get("category_names") else categories_of(val), args.resume, args, checkpoint, val)
     _print_remarks({"val2017": val}, accelerator)
     model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
+    prepare_output(args.output_dir, accelerator)
     loader: DataLoader = evaluation_loader(val, args.batch_size, args.num_workers, **_processes(accelerator))
     evaluations = evaluate_all(detector, args, accelerator.prepare(model), criterion, loader, accelerator, args.output_dir)
     if accelerator.is_main_process:
@@ -132,6 +150,7 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
 
 def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) -> None:
     """Writes the weights under the published names, with the options that the model was built with."""
+    refuse_to_overwrite(args.export, "--export")
     model, _ = build_model(detector, args, checkpoint, checkpoint["num_classes"])
     kept = (*detector.architecture, *CHANGEABLE, *detector.changeable)
     options = {name: getattr(args, name) for name in kept if hasattr(args, name)}
