@@ -49,7 +49,7 @@ VARIANTS = {
     "PnP-DETR": {"sampled": (), "clustered": ("--clustering", "region"), "plain": ("--sampling", "none")},
 }
 EXAMPLE = "DETR-ENACT"  # on which is tested what the detectors share
-TIMINGS = {"train_images_per_second", "train_share_waited", "train_peak_memory"}
+TIMINGS = {"train_seconds", "test_seconds", "train_images_per_second", "train_share_waited", "train_peak_memory"}
 TIMEOUT = 180  # seconds, for a machine that is busy with other things
 
 

@@ -28,7 +28,8 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_training_leaves_checkpoints_log_and_curves(trained):
     """The outputs that scripts of the DETR family expect: DETR's keys, and checkpoints that load without running code."""
     names = {path.name.partition(".tfevents")[0] for path in trained.iterdir()}
-    assert names == {"checkpoint.pth", f"checkpoint{LR_DROP - 1:04}.pth", "log.txt", "curves.png", "events.out"}
+    kept = {"checkpoint.pth", f"checkpoint{LR_DROP - 1:04}.pth", "checkpoint_best.pth"}
+    assert names == {*kept, "log.txt", "curves.png", "events.out"}
 
     last = read_checkpoint(trained / "checkpoint.pth")
     assert {"model", "optimizer", "lr_scheduler", "epoch", "args", "random_states", "num_classes", "category_names"} <= last.keys()
@@ -37,6 +38,8 @@ def test_training_leaves_checkpoints_log_and_curves(trained):
 
     log = read_log(trained)
     assert [line["epoch"] for line in log] == list(range(EPOCHS))
+    precisions = [line["test_coco_eval_bbox"][0] for line in log]
+    assert read_checkpoint(trained / "checkpoint_best.pth")["epoch"] == precisions.index(max(precisions))
     for line in log:
         for split in ("train", "test"):
             losses = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_ce_unscaled", "class_error", "cardinality_error_unscaled")
@@ -78,9 +81,9 @@ def test_an_interrupted_evaluation_is_made_up_for(trained, dataset, tmp_path, ca
     assert f"has finished epoch {EPOCHS - 1}" in capsys.readouterr().err
     assert len(read_log(out)) == EPOCHS
     with open(out / "log.txt", "a") as log:
-        log.write('{"epo')  # a power cut
+        log.write('{"epo\n')  # by something else than a power cut, after which the line would not have an end
     assert run_here(EXAMPLE, *argv) == 2
-    assert f"line {EPOCHS + 1} is no JSON object with an epoch" in capsys.readouterr().err
+    assert f"line {EPOCHS + 1} of the log" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("every, expected", [(1, [0, 1, 2]), (2, [1, 2]), (5, [2])])

@@ -1,6 +1,8 @@
 """What a run leaves in its output folder."""
 
 import json
+import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.tensorboard import SummaryWriter
 
 from ..boundary.checkpoints import load_checkpoint
-from ..boundary.logs import append_record
+from ..boundary.logs import append_record, read_log
 from ..boundary.outputs import make_folder, whole_file
 from ..errors import UserError
 from ..evaluation.coco import METRICS
@@ -61,6 +63,17 @@ def write_json(path: Path, content: Any) -> None:
     """Writes atomically, so that an interrupted run leaves no half file; UserError where that fails."""
     with whole_file(path) as file:
         file.write(json.dumps(content).encode())
+
+
+def keep_best(folder: Path, rows: Mapping[str, Any]) -> None:
+    """Copies ``checkpoint.pth`` to ``checkpoint_best.pth`` where no epoch of the log, which lacks this one, has a larger AP."""
+    log, last = folder / "log.txt", folder / "checkpoint.pth"
+    if "test_coco_eval_bbox" not in rows:
+        return
+    before = [r["test_coco_eval_bbox"][0] for r in (read_log(log) if log.exists() else {}).values() if r.get("test_coco_eval_bbox")]
+    if rows["test_coco_eval_bbox"][0] > max(before, default=-math.inf):
+        with whole_file(folder / "checkpoint_best.pth") as target, open(last, "rb") as source:
+            shutil.copyfileobj(source, target)
 
 
 def write_log(folder: Path, log: dict[str, Any], writer: SummaryWriter) -> None:

@@ -1,6 +1,7 @@
 """Training: the loop over epochs and the steps of one epoch."""
 
 import math
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,10 +26,12 @@ from ..errors import UserError
 from ..evaluation.evaluate import Evaluation, evaluate_all
 from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
-from ..output.files import summaries, write_log
+from ..output.files import keep_best, summaries, write_log
 from ..output.meter import Meter, Throughput, peak_memory
 from . import interrupts
 from .state import TrainingState
+
+EPOCH_TIMES = {"train_seconds", "train_images_per_second", "train_share_waited", "train_peak_memory"}
 
 
 def train(
@@ -65,7 +68,7 @@ def train(
     if start >= args.epochs and not unlogged:
         raise UserError(f"{args.resume} has finished epoch {start - 1}: pass --epochs above {start} to train on")
     accelerator.print(_announcement(detector, state, len(train_loader.dataset), start))
-    accelerator.print(f"{images_per_step} images per step; learning rates {_listing(rates)}")
+    accelerator.print(_recipe(args, images_per_step, rates))
     last = args.output_dir / "checkpoint.pth"
     if start == 0:
         state.save(-1, {}, last)  # an interrupted first epoch, too, leaves something to resume
@@ -116,15 +119,22 @@ def finish_epoch(
 ) -> None:
     """Evaluates a trained epoch, every ``--eval_every`` epochs and the last, and writes its line of the log."""
     args, accelerator, epoch = state.args, state.accelerator, log["epoch"]
-    evaluations = {}
+    evaluations, start = {}, time.perf_counter()
     if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
         evaluations = evaluate_all(detector, args, state.model, criterion, val_loader, accelerator)
+        log = log | {"test_seconds": time.perf_counter() - start}
     if accelerator.is_main_process:
-        write_log(args.output_dir, log | _rows(evaluations), writer)
+        rows = _rows(evaluations)
+        keep_best(args.output_dir, rows)
+        write_log(args.output_dir, log | rows, writer)
         parts = [f"loss {log['train_loss']:.3f}", *summaries(evaluations)]
-        if "train_images_per_second" in log:
-            speed = f"{log['train_images_per_second']:.1f} images/s, {log['train_share_waited']:.0%} of the time waiting for data"
-            parts.append(f"{speed}, peak memory {log['train_peak_memory'] / 2**30:.1f} GiB")
+        if EPOCH_TIMES <= log.keys():
+            speed = f"{log['train_seconds']:.0f} s, {log['train_images_per_second']:.1f} images/s"
+            memory = f"peak memory {log['train_peak_memory'] / 2**30:.1f} GiB"
+            parts.append(f"{speed}, {log['train_share_waited']:.0%} of the time waiting for data, {memory}")
+        if evaluations:
+            per_image = log["test_seconds"] / len(val_loader.dataset)
+            parts.append(f"evaluation {log['test_seconds']:.0f} s, {per_image:.3f} s per image")
         print(f"epoch {epoch}: {'; '.join(parts)}")
 
 
@@ -195,6 +205,7 @@ def train_one_epoch(
             progress.set_postfix_str(_postfix(meter, throughput, accelerator), refresh=False)
     return meter.means(accelerator) | {
         "images_per_second": throughput.images_per_second() * accelerator.num_processes,
+        "seconds": throughput.seconds(),
         "share_waited": throughput.share_waited(),
         "peak_memory": float(peak_memory(accelerator.device)),
     }
@@ -221,6 +232,14 @@ def _announcement(detector: Detector, state: TrainingState, images: int, start: 
     epochs = state.args.epochs
     ahead = f"epochs {start} to {epochs - 1}" if start < epochs else f"the evaluation of epoch {start - 1}"
     return f"{detector.name}: {state.n_parameters:,} parameters, {images} images, {ahead}"
+
+
+def _recipe(args: Namespace, images_per_step: int, rates: list[tuple[str, float]]) -> str:
+    """What a run does that its user may not have chosen."""
+    drop = "" if args.lr_drop < args.epochs else ", which this run does not reach"
+    size = f"shortest side {args.image_size}, precision {args.amp if args.amp != 'no' else 'float32'}, seed {args.seed}"
+    decay = f"a tenth after every {args.lr_drop} epochs{drop}; weight decay {args.weight_decay:g}"
+    return f"recipe: {args.epochs} epochs, {images_per_step} images per step, {size}; learning rates {_listing(rates)}, {decay}"
 
 
 def _listing(rates: list[tuple[str, float]]) -> str:

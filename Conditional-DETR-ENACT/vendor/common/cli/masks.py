@@ -14,7 +14,14 @@ MASK_WEIGHTS = (False, "bbox_attention.", "mask_head.")  # without masks, a mode
 MASK_CHANGEABLE = ("panoptic_threshold",)
 MASK_RECIPE = {"epochs": 25, "lr_drop": 15}  # of a mask head alone, as published
 # After the demo's short training few queries are sure; and at the published gain no mask tells one object from another.
-MASK_DEMO = {"dataset_file": "coco_panoptic", "panoptic_threshold": 0.5, "mask_attention_gain": 300.0}
+MASK_DEMO = {
+    "dataset_file": "coco_panoptic",
+    "panoptic_threshold": 0.5,
+    "mask_attention_gain": 300.0,
+    "epochs": 8,
+    "lr_drop": 6,
+    "eval_every": 2,
+}
 
 
 def add_mask_options(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from faster_coco_eval import COCO as EvaluatedCOCO
 from faster_coco_eval import COCOeval_faster
@@ -25,10 +26,8 @@ def coco_results(image_ids: list[int], detections: list[dict[str, Tensor]]) -> l
     return [{"image_id": i, "category_id": int(c), "bbox": box, "score": s} for i, (*box, c, s) in zip(ids, rows, strict=True)]
 
 
-def coco_evaluate(truth: COCO, results: list[dict[str, Any]], kind: str = "bbox") -> list[float]:
-    """The 12 numbers of COCO's evaluation (:data:`METRICS`); -1 where the ground truth has nothing to find.
-
-    By faster-coco-eval, whose numbers are those of pycocotools but for the rounding of a mean.
+def coco_evaluation(truth: COCO, results: list[dict[str, Any]], kind: str = "bbox") -> COCOeval_faster:
+    """COCO's evaluation, by faster-coco-eval, whose numbers are those of pycocotools but for the rounding of a mean.
 
     Args:
         truth: the annotations.
@@ -46,4 +45,25 @@ def coco_evaluate(truth: COCO, results: list[dict[str, Any]], kind: str = "bbox"
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
+    return evaluation
+
+
+def coco_evaluate(truth: COCO, results: list[dict[str, Any]], kind: str = "bbox") -> list[float]:
+    """The 12 numbers of COCO's evaluation (:data:`METRICS`); -1 where the ground truth has nothing to find."""
+    return numbers_of(coco_evaluation(truth, results, kind))
+
+
+def numbers_of(evaluation: COCOeval_faster) -> list[float]:
+    """The 12 numbers of an evaluation."""
     return [float(x) for x in evaluation.stats[: len(METRICS)]]
+
+
+def class_precisions(evaluation: COCOeval_faster) -> dict[int, list[float]]:
+    """Category id -> AP, AP50, AP75, as in the 12 numbers; -1 where there is none to find."""
+    precision = evaluation.eval["precision"]  # IoUs, recalls, categories, areas, most detections
+    thresholds, found = evaluation.params.iouThrs, {}
+    for k, category in enumerate(evaluation.params.catIds):
+        of_class = precision[:, :, k, 0, -1]
+        rows = (of_class, *(of_class[np.isclose(thresholds, iou)] for iou in (0.5, 0.75)))
+        found[int(category)] = [float(row[row > -1].mean()) if (row > -1).any() else -1.0 for row in rows]
+    return found

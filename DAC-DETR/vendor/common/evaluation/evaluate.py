@@ -19,7 +19,7 @@ from ..losses.criterion import Criterion
 from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
 from ..output.meter import Meter
-from .coco import coco_evaluate, coco_results
+from .coco import class_precisions, coco_evaluation, coco_results, numbers_of
 from .masks import image_masks, run_lengths, sizes_of
 from .panoptic import PanopticEvaluation
 from .postprocess import PostProcess
@@ -34,12 +34,14 @@ class Evaluation(NamedTuple):
         losses: the mean of every loss.
         results: all detections in COCO's results format, in the order of the image ids.
         panoptic: all panoptic maps in COCO's format; empty without.
+        per_class: of boxes and masks, by the names of ``stats``: category id -> AP, AP50, AP75.
     """
 
     stats: dict[str, list[float]]
     losses: dict[str, float]
     results: list[dict[str, Any]]
     panoptic: dict[str, Any]
+    per_class: dict[str, dict[int, list[float]]]
 
 
 def evaluate_all(
@@ -108,11 +110,13 @@ def evaluate(
     results = gather_object(results)
     quality, maps = panoptic.finish(accelerator) if panoptic else ({}, {})
     if not accelerator.is_main_process:
-        return Evaluation({}, losses, [], {})
+        return Evaluation({}, losses, [], {}, {})
     results.sort(key=lambda r: r["image_id"])  # stable: the detections of an image keep their order
     kinds = {"bbox": "bbox"} | ({"masks": "segm"} if results and "segmentation" in results[0] else {})
-    stats = {f"coco_eval_{name}": coco_evaluate(loader.dataset.truth, results, kind) for name, kind in kinds.items()}
-    return Evaluation(stats | quality, losses, results, maps)
+    found = {f"coco_eval_{name}": coco_evaluation(loader.dataset.truth, results, kind) for name, kind in kinds.items()}
+    stats = {name: numbers_of(evaluation) for name, evaluation in found.items()}
+    per_class = {name: class_precisions(evaluation) for name, evaluation in found.items()}
+    return Evaluation(stats | quality, losses, results, maps, per_class)
 
 
 def _all_masks(masks: QueryMasks, batch: Batch) -> list[dict[str, Any]]:

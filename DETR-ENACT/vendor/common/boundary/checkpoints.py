@@ -77,6 +77,7 @@ class Epoch(TypedDict):
 
     epoch: Whole
     train_loss: float
+    train_seconds: NotRequired[float]
     train_images_per_second: NotRequired[float]
     train_share_waited: NotRequired[float]
     train_peak_memory: NotRequired[float]

@@ -61,12 +61,15 @@ class Throughput:
     def add(self, images: int) -> None:
         self.images += images
 
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
     def images_per_second(self) -> float:
-        return self.images / (time.perf_counter() - self.start)
+        return self.images / self.seconds()
 
     def share_waited(self) -> float:
         """In [0, 1]."""
-        return self.waited / (time.perf_counter() - self.start)
+        return self.waited / self.seconds()
 
 
 def peak_memory(device: torch.device) -> int:

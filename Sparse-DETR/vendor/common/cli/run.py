@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader
 
 from ..boundary.checkpoints import load_checkpoint, save_checkpoint
 from ..boundary.outputs import only_run_in, refuse_to_overwrite
+from ..data.annotations import category_names
 from ..data.coco import CocoDetection
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..detector import Detector
 from ..errors import UserError, quoted
-from ..evaluation.evaluate import evaluate_all
+from ..evaluation.coco import METRICS
+from ..evaluation.evaluate import Evaluation, evaluate_all
 from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
 from ..models.speed import set_tf32, speed_up
@@ -45,24 +47,27 @@ def main(detector: Detector, argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # as behind "| head -1": nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter still has to print
         return 141  # what shells call a command that wrote to a closed pipe
-    except (UserError, KeyboardInterrupt, Exception) as error:
-        if interrupts.received():
-            message, code = error if isinstance(error, KeyboardInterrupt) else interrupts.received(), 130
-        elif isinstance(error, UserError):
-            message, code = error, 2
-        elif isinstance(error, RuntimeError) and "DataLoader" in str(error):
-            message, code = (
-                "a process that loads images has died or hangs, often for lack of memory: pass a smaller --num_workers",
-                2,
-            )
-        elif isinstance(error, OSError) and error.strerror:  # a full disk, a folder that has gone
-            where = f"{quoted(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
-            message, code = f"{where}{error.strerror}: mend it and start again", 2
-        else:
+    except (KeyboardInterrupt, Exception) as error:
+        message, code = _ending(error)
+        if not message:
             raise
         print(f"{detector.name}: {message}", file=sys.stderr)
         return code
     return 0
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """What a run says at its end and its exit code; "" where it is an error of this program."""
+    if interrupts.received():
+        return str(error if isinstance(error, KeyboardInterrupt) else interrupts.received()), 130  # as shells call it
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, RuntimeError) and "DataLoader" in str(error):
+        return "a process that loads images has died or hangs, often for lack of memory: pass a smaller --num_workers", 2
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder that has gone
+        where = f"{quoted(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        return f"{where}{error.strerror}: mend it and start again", 2
+    return "", 1
 
 
 def run(detector: Detector, argv: list[str] | None = None) -> None:
@@ -125,7 +130,8 @@ def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator
     if accelerator.is_main_process:
         options = {name: getattr(args, name) for name in detector.changeable}
         description = {"detector": detector.name, "checkpoint": args.resume} | options | {"images": len(val)}
-        rows = {name: e.stats | {"losses": e.losses} for name, e in evaluations.items()}
+        names = checkpoint.get("category_names") or category_names(val.coco)
+        rows = {name: e.stats | _per_class(e, names) | {"losses": e.losses} for name, e in evaluations.items()}
         first = next(iter(rows))
         named = {"evaluations": rows} if first else {}
         write_json(args.output_dir / "predictions.json", evaluations[first].results)
@@ -133,6 +139,14 @@ def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator
             write_json(args.output_dir / "panoptic.json", evaluations[first].panoptic)
         write_json(args.output_dir / "eval.json", rows[first] | description | named)
         print(f"{len(val)} images: {'; '.join(summaries(evaluations))}; details in {args.output_dir / 'eval.json'}")
+
+
+def _per_class(evaluation: Evaluation, names: dict[int, str]) -> dict[str, Any]:
+    """The precisions of every class, by its name."""
+    return {
+        f"{kind}_per_class": {names.get(c, str(c)): dict(zip(METRICS, numbers)) for c, numbers in classes.items()}
+        for kind, classes in evaluation.per_class.items()
+    }
 
 
 def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
