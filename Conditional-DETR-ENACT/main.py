@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "vendor"))
 
-from common.cli.run import main
-from conditional_detr import DETECTOR
+from common.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(DETECTOR))
+    sys.exit(main("conditional_detr"))

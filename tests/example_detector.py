@@ -1,7 +1,7 @@
 """A detector that has options and no model, for tests of what reads options."""
 
 from common.detector import ARCHITECTURE, Detector
-from detr.recipe import add_arguments
+from detr.options import add_arguments
 
 
 def a_detector():

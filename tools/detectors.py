@@ -10,17 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("DETR-ENACT", "Conditional-DETR-ENACT", "Anchor-DETR-ENACT", "Sparse-DETR", "DAC-DETR", "PnP-DETR")
 sys.path.extend(str(ROOT / folder) for folder in FOLDERS)
 
-import anchor_detr
-import conditional_detr
-import dac_detr
-import detr
-import pnp_detr
-import sparse_detr
+from anchor_detr import recipe as anchor_detr
 from common.cli.options import parse
 from common.detector import Detector
+from conditional_detr import recipe as conditional_detr
+from dac_detr import recipe as dac_detr
+from detr import recipe as detr
+from pnp_detr import recipe as pnp_detr
+from sparse_detr import recipe as sparse_detr
 
-PACKAGES = (detr, conditional_detr, anchor_detr, sparse_detr, dac_detr, pnp_detr)
-DETECTORS: dict[str, Detector] = {package.DETECTOR.name: package.DETECTOR for package in PACKAGES}
+RECIPES = (detr, conditional_detr, anchor_detr, sparse_detr, dac_detr, pnp_detr)
+DETECTORS: dict[str, Detector] = {recipe.DETECTOR.name: recipe.DETECTOR for recipe in RECIPES}
 
 
 def options(detector: str, argv: Sequence[str] = ()) -> Namespace:

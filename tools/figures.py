@@ -21,7 +21,7 @@ from common.data.shapes_drawing import draw_image
 from common.errors import UserError
 from common.models.checkpoint import load_model
 from common.output.drawing import contact_sheet, save_image
-from common.output.predict import batch_of
+from common.predictor import batch_of
 from tools.framework_figure import Observation, draw_framework
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     inputs = []
     handle = attention.register_forward_pre_hook(lambda module, given: inputs.extend(given))
     height, width = image.shape[:2]
-    records, outputs = loaded.observe(batch_of(Image.fromarray(image), min(height, width)))
+    records, outputs = loaded.observe(batch_of([Image.fromarray(image)], min(height, width)))
     handle.remove()
     size, clusters = outputs["feature_size"], list(records.values())[layer]
 

@@ -1,9 +1,8 @@
-"""Anchor DETR + ENACT: its options, the recipe of the paper (section 4.2) as defaults, its demo, and how it is built."""
+"""How Anchor-DETR-ENACT is built from its options."""
 
 import math
 from argparse import Namespace
 
-from common.cli.arguments import DEMO, Parser, add_clustering_options, number
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
 from common.evaluation.postprocess import sigmoid_detections
@@ -15,28 +14,7 @@ from enact import record
 
 from .checkpoint import adapt, export, reveal
 from .model import AnchorDETR, Transformer
-
-
-def add_arguments(parser: Parser) -> None:
-    own = parser.add_argument_group("Anchor DETR")
-    own.add_argument("--attention_type", choices=("RCDA", "nn.MultiheadAttention"), default="RCDA")
-    own.add_argument("--spatial_prior", choices=("learned", "grid"), default="learned", help="the anchor points")
-    own.add_argument("--num_query_position", type=number(int, 1), default=300, help="anchor points (default: %(default)s)")
-    own.add_argument("--num_query_pattern", type=number(int, 1), default=3, help="queries at each (default: %(default)s)")
-    own.add_argument("--num_feature_levels", type=int, choices=(1, 3), default=1, help="3: layer2 to layer4, with --dilation")
-    add_clustering_options(parser, smoothing_sigma=5.0)
-    parser.set_defaults(
-        backbone="resnet50",
-        dilation=True,
-        dim_feedforward=1024,
-        dropout=0.0,
-        batch_size=4,
-        epochs=50,
-        lr_drop=40,
-        set_cost_class=2.0,
-        cls_loss_coef=2.0,
-        score_threshold=0.3,
-    )
+from .options import DEMO_OPTIONS, NAME, add_arguments
 
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> AnchorDETR:
@@ -69,7 +47,7 @@ def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
 OWN_ARCHITECTURE = ("attention_type", "spatial_prior", "num_query_position", "num_query_pattern", "num_feature_levels")
 
 DETECTOR = Detector(
-    name="Anchor-DETR-ENACT",
+    name=NAME,
     add_arguments=add_arguments,
     build_model=build_model,
     build_criterion=build_losses,
@@ -78,7 +56,7 @@ DETECTOR = Detector(
     adapt=adapt,
     export=export,
     record=record,
-    demo=DEMO | {"num_query_position": 40, "num_query_pattern": 1, "smoothing_sigma": 3.0},
+    demo=DEMO_OPTIONS,
     architecture=(*ARCHITECTURE, *OWN_ARCHITECTURE),
     changeable=("clustering", "smoothing_sigma"),
     plain={"clustering": ("none", "W_prob")},

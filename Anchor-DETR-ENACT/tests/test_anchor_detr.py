@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from anchor_detr import DETECTOR
 from anchor_detr.checkpoint import adapt, export
 from anchor_detr.model import Transformer
+from anchor_detr.recipe import DETECTOR
 from anchor_detr.transformer import embed_2d, pixel_coordinates
 from common.cli.options import parse
 from common.errors import UserError

@@ -1,8 +1,7 @@
-"""Conditional DETR + ENACT: its options, the recipe of the paper (section 4.2) as defaults, its demo, and how it is built."""
+"""How Conditional-DETR-ENACT is built from its options."""
 
 from argparse import Namespace
 
-from common.cli.arguments import DEMO, Parser, add_clustering_options, add_query_options
 from common.detector import Detector
 from common.evaluation.postprocess import sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
@@ -13,24 +12,8 @@ from enact import record
 
 from .checkpoint import adapt, export, reveal
 from .model import ConditionalDETR
+from .options import DEMO_OPTIONS, NAME, add_arguments
 from .transformer import Transformer
-
-
-def add_arguments(parser: Parser) -> None:
-    add_query_options(parser, num_queries=300)
-    add_clustering_options(parser, smoothing_sigma=3.0)
-    parser.set_defaults(
-        backbone="resnet101",
-        dilation=False,
-        dim_feedforward=2048,
-        dropout=0.1,
-        batch_size=8,
-        epochs=50,
-        lr_drop=40,
-        set_cost_class=2.0,
-        cls_loss_coef=2.0,
-        score_threshold=0.3,
-    )
 
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> ConditionalDETR:
@@ -43,7 +26,7 @@ def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
 
 
 DETECTOR = Detector(
-    name="Conditional-DETR-ENACT",
+    name=NAME,
     add_arguments=add_arguments,
     build_model=build_model,
     build_criterion=build_losses,
@@ -52,7 +35,7 @@ DETECTOR = Detector(
     adapt=adapt,
     export=export,
     record=record,
-    demo=DEMO | {"num_queries": 40},
+    demo=DEMO_OPTIONS,
     changeable=("clustering", "smoothing_sigma"),
     plain={"clustering": ("none", "W_prob")},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),

@@ -10,7 +10,7 @@ from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetectio
 
 from common.cli.options import parse
 from common.data.loading import pad_batch
-from conditional_detr import DETECTOR
+from conditional_detr.recipe import DETECTOR
 
 TINY = "--hidden_dim 32 --nheads 4 --enc_layers 2 --dec_layers 2 --dim_feedforward 64 --num_queries 10 --backbone resnet10"
 CLASSES = 6

@@ -1,5 +1,1 @@
 """DAC-DETR (Hu et al., NeurIPS 2023)."""
-
-from .recipe import DETECTOR
-
-__all__ = ["DETECTOR"]

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from common.losses.matching import pair
-from dac_detr import DETECTOR
 from dac_detr.assignment import assign_image, assignment_scores
+from dac_detr.recipe import DETECTOR
 from tools.detectors import options
 
 

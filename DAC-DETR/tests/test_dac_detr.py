@@ -12,11 +12,11 @@ from common.cli.restore import restore
 from common.losses.criterion import Criterion
 from common.models.backbone import Backbone
 from common.models.levels import flatten_levels
-from common.models.swin import SWINS
+from common.models.sizes import SWINS
 from common.training.state import group_parameters
-from dac_detr import DETECTOR
 from dac_detr.denoising import Noise
 from dac_detr.postprocess import suppressed_detections
+from dac_detr.recipe import DETECTOR
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_models import build

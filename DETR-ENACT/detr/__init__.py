@@ -1,5 +1,1 @@
 """DETR (Carion et al., ECCV 2020) with ENACT in its encoder."""
-
-from .recipe import DETECTOR
-
-__all__ = ["DETECTOR"]

@@ -15,8 +15,8 @@ from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from common.cli.options import parse
 from common.data.loading import pad_batch
-from detr import DETECTOR
 from detr.checkpoint import adapt, export
+from detr.recipe import DETECTOR
 from enact import ClusteredAttention
 
 TINY = "--hidden_dim 32 --nheads 4 --enc_layers 2 --dec_layers 2 --dim_feedforward 64 --num_queries 10 --backbone resnet10"

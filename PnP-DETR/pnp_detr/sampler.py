@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from common.models.layers import full_precision, in_full_precision, rows
 
-SCORE_NETS = ("2layer-fc-256", "2layer-fc-16", "1layer-fc")
-KPROJ_NETS = ("1layer-fc", "2layer-fc")
 NEVER = torch.finfo(torch.float32).min  # a logit without a share; not -inf, as a softmax over nothing else is to be finite
 
 
@@ -64,9 +62,9 @@ class Sampler(nn.Module):
     Args:
         d_model: d.
         num_pooled: M.
-        score_pred_net: form of the network that scores pixels, one of ``SCORE_NETS``. (The published name of the first has a width
-            in it, which is d in fact.)
-        kproj_net: form of the network that shares the remaining pixels out among the pooled vectors, one of ``KPROJ_NETS``.
+        score_pred_net: form of the network that scores pixels, one of ``options.SCORE_NETS``. (The published name of the first
+            has a width in it, which is d in fact.)
+        kproj_net: form of the network that shares the remaining pixels out among the pooled vectors, one of ``options.KPROJ_NETS``.
         pos_embed_kproj: it sees the pixels' positions, too.
     """
 

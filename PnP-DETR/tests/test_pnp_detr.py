@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.cli.restore import restore
-from pnp_detr import DETECTOR
+from pnp_detr.recipe import DETECTOR
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_models import build

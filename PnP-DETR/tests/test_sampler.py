@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.models.positions import PositionEmbeddingSine
-from pnp_detr.sampler import KPROJ_NETS, SCORE_NETS, Sampler, poll
+from pnp_detr.options import KPROJ_NETS, SCORE_NETS
+from pnp_detr.sampler import Sampler, poll
 from tests.tiny_models import build
 
 WIDTH, POOLED, HEADS = 32, 3, 4

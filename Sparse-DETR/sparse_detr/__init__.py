@@ -1,5 +1,1 @@
 """Deformable DETR (Zhu et al., ICLR 2021) and Sparse DETR (Roh et al., ICLR 2022)."""
-
-from .recipe import DETECTOR
-
-__all__ = ["DETECTOR"]

@@ -13,8 +13,8 @@ from common.errors import UserError
 from common.models.checkpoint import load_model
 from common.models.positions import PositionEmbeddingSine
 from common.training.state import group_parameters
-from sparse_detr import DETECTOR
 from sparse_detr.checkpoint import adapt, export
+from sparse_detr.recipe import DETECTOR
 from tests.detector_runs import EFFICIENT, TWO_STAGE, run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
 from tests.tiny_models import build

@@ -45,7 +45,7 @@ from common.data.images import read_image
 from common.data.loading import Batch, build_dataset, collate
 from common.errors import UserError
 from common.output.drawing import PALETTE, information_map
-from common.output.predict import batch_of
+from common.predictor import batch_of
 
 NAME = "quality/information"
 DEMO = cli.ROOT / "runs" / "demo" / "checkpoint.pth"
@@ -157,7 +157,7 @@ def detected_samples(loaded: Loaded, paths: Sequence[Path]) -> list[Sample]:
     samples = []
     postprocess = loaded.detector.build_postprocess(loaded.args)
     for path in tqdm(paths, desc="detections", leave=False):
-        batch = batch_of(read_image(path), loaded.args.image_size)
+        batch = batch_of([read_image(path)], loaded.args.image_size)
         _, outputs = maps(loaded, batch)
         unit = torch.ones(1, 2, device=outputs["pred_boxes"].device)  # boxes in shares of the image instead of its pixels
         detections = postprocess(outputs, unit)[0]

@@ -46,7 +46,7 @@ from benchmarks.lib.models import Loaded, before_training, demo, images_of, trai
 from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.data.images import read_image
-from common.output.predict import batch_of
+from common.predictor import batch_of
 from enact.information import gaussian_kernel, smooth_and_bend
 
 NAME = "quality/regions"
@@ -112,7 +112,7 @@ def measure(loaded: Loaded, images: Sequence[Path]) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     with column_keys(loaded.model) as columns:
         for path in tqdm(images, desc=f"{loaded.detector.name}, {loaded.state} training", leave=False):
-            clusters, _ = loaded.observe(batch_of(read_image(path), loaded.args.image_size))
+            clusters, _ = loaded.observe(batch_of([read_image(path)], loaded.args.image_size))
             layers = layers or [{"layer": i, "counts": [], "lengths": []} for i in range(len(clusters))]
             for layer, (name, record) in zip(layers, clusters.items()):
                 rows = steps(record.information, sigma)

@@ -36,7 +36,7 @@ from common.cli.restore import restore
 from common.data.loading import build_dataset, collate
 from common.data.shapes import ensure_shapes_dataset
 from common.evaluation.coco import METRICS
-from pnp_detr.recipe import ratio
+from pnp_detr.options import ratio
 from tools.detectors import DETECTORS, options
 
 NAME = "quality/tradeoff"

@@ -38,7 +38,7 @@ from benchmarks.lib.measure import machine, peak_memory, seconds
 from benchmarks.lib.workload import size
 from benchmarks.speed.deformable_layers import METHODS, OURS, PARTS, THEIRS, SparseEncoder, build_layer_passes, build_levels
 from common.cli.arguments import number
-from sparse_detr.recipe import share
+from sparse_detr.options import share
 
 NAME = "speed/deformable"
 DETECTOR = "Sparse-DETR"

@@ -40,8 +40,8 @@ from benchmarks.speed.cost_flops import ENCODER, SAMPLER, count_multiply_adds
 from common.cli.arguments import number
 from common.models.positions import PositionEmbeddingSine
 from enact import TransformerEncoder, record
-from pnp_detr.recipe import POOLED, POOLED_OF_DC5, ratio
-from pnp_detr.sampler import KPROJ_NETS, SCORE_NETS, Sampler
+from pnp_detr.options import KPROJ_NETS, POOLED, POOLED_OF_DC5, SCORE_NETS, ratio
+from pnp_detr.sampler import Sampler
 
 NAME = "speed/sampling"
 DETECTOR = "PnP-DETR"

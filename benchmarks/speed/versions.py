@@ -39,7 +39,7 @@ from benchmarks.lib.measure import seconds
 from benchmarks.lib.workload import QUICK, size
 from common.cli.arguments import number
 from common.errors import UserError
-from common.models.backbone import BACKBONES
+from common.models.sizes import BACKBONES
 
 NAME = "speed/versions"
 WORKLOADS = ("benchmarks.lib.workload", "benchmarks.workload")  # where a version has it: today's place, and that of old ones

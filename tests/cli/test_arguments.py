@@ -54,7 +54,7 @@ def test_values_arrive_with_their_types():
 
 def test_help_lists_every_option():
     """Protects --help, which one stray percent sign in a description would break."""
-    parser = build_parser(DETECTOR)
+    parser = build_parser(DETECTOR.name, DETECTOR.add_arguments)
     text = parser.format_help()
     assert all(f"--{name}" in text for name in vars(parser.parse_args([])))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
+from common.data.shapes_drawing import CLASSES
 from common.evaluation.coco import coco_evaluate
 from tests.detector_runs import EXAMPLE, read_log, run_here, tiny
 
@@ -40,6 +41,16 @@ def test_an_evaluation_is_that_of_the_last_epoch(trained, dataset, tmp_path, cap
     assert {result["image_id"] for result in results} == {1, 2, 3, 4, 5}
     truth = COCO(str(dataset / "annotations" / "instances_val2017.json"))
     assert coco_evaluate(truth, results) == evaluation["coco_eval_bbox"]
+
+
+def test_precisions_of_classes_are_those_of_the_whole(trained, dataset, tmp_path):
+    """Their mean is the AP; classes have their names."""
+    evaluation, _ = evaluate(trained, dataset, tmp_path)
+    per_class = evaluation["coco_eval_bbox_per_class"]
+    assert [*per_class] == [*CLASSES] and all(row.keys() == {"AP", "AP50", "AP75"} for row in per_class.values())
+    for i, metric in enumerate(("AP", "AP50", "AP75")):
+        known = [row[metric] for row in per_class.values() if row[metric] >= 0]
+        assert sum(known) / len(known) == pytest.approx(evaluation["coco_eval_bbox"][i], abs=1e-9)
 
 
 def test_the_evaluation_finds_what_was_predicted(trained, dataset, tmp_path):

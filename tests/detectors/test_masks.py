@@ -245,7 +245,7 @@ def test_contradictions(argv, said, dataset, tmp_path, capsys):
 
 @pytest.mark.parametrize("detector", sorted(DETECTORS.keys() - SEGMENTERS))
 def test_the_others_have_no_mask_head(detector, capsys):
-    """One sentence that names those that do."""
+    """One sentence instead of an unknown option."""
     assert run_here(detector, "--demo", "--masks") == 2
     message = capsys.readouterr().err
     assert f"{detector} has no mask head" in message and message.count("\n") == 1
@@ -263,4 +263,4 @@ def test_weights_of_another_detector_cannot_be_frozen(dataset, tmp_path, capsys)
     other = tiny_checkpoint(tmp_path / "other.pth", "Conditional-DETR-ENACT", 0)
     argv = run_of("DETR-ENACT", dataset, tmp_path / "out", "--masks", "--frozen_weights", str(other))
     assert run_here("DETR-ENACT", *argv) == 2
-    assert "is not a checkpoint of DETR-ENACT" in capsys.readouterr().err
+    assert "is one of Conditional-DETR-ENACT, and not a checkpoint of DETR-ENACT" in capsys.readouterr().err

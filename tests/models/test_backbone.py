@@ -10,7 +10,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from common.errors import UserError
-from common.models.backbone import BLOCKS, Backbone, build_backbone
+from common.models.backbone import Backbone, build_backbone
+from common.models.sizes import BLOCKS
 
 
 def on_meta(*args, **kwargs):

@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 from common.errors import UserError
 from common.models.backbone import Backbone, build_backbone, resize_mask
 from common.models.reveal import reveal_backbone
-from common.models.swin import SWINS
+from common.models.sizes import SWINS
 from tests.tiny_models import batch_of, build, loss_of
 from tools.detectors import DETECTORS, options
 

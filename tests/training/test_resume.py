@@ -1,5 +1,6 @@
 """A run that goes on is the run without a break: its precision, its steps, its random numbers, and what is given anew."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,25 @@ def test_a_run_goes_on_in_its_precision_with_its_batches_and_random_numbers(whol
     assert_same_state(tmp_path, out)
     assert read_checkpoint(tmp_path / "checkpoint.pth")["args"]["amp"] == "bf16"
     assert read_log(half[0]) + read_log(tmp_path) == read_log(out)
+
+
+def test_a_checkpoint_alone_is_enough(half, dataset, tmp_path, capsys):
+    """The run goes on in its folder and on its data, and says so with its recipe; an evaluation finds the data, too."""
+    folder = Path(shutil.copytree(half[0], tmp_path / "half"))
+    last = folder / "checkpoint.pth"
+    assert run_here(EXAMPLE, "--resume", last, "--epochs", 2, "--device", "cpu", "--num_workers", 0) == 0
+    out = capsys.readouterr().out
+    assert f"goes on in its folder {folder}" in out and f"on the data that {last} was trained on: {dataset}" in out
+    assert "recipe: 2 epochs" in out and "precision bf16" in out and "weight decay 0.01" in out
+    assert [line["epoch"] for line in read_log(folder)] == [0, 1]
+    assert run_here(EXAMPLE, "--resume", last, "--eval", "--device", "cpu", "--output_dir", tmp_path / "eval") == 0
+
+
+def test_a_drop_that_is_not_reached_is_said(half, tmp_path, capsys):
+    """``--epochs`` alone keeps the recipe's drop."""
+    argv = (*tiny(EXAMPLE), "--coco_path", read_checkpoint(half[0] / "checkpoint.pth")["args"]["coco_path"], "--epochs", 1)
+    assert run_here(EXAMPLE, *argv, "--output_dir", tmp_path) == 0
+    assert "a tenth after every 200 epochs, which this run does not reach" in capsys.readouterr().out
 
 
 def test_what_is_given_anew_is_used(whole, half, dataset, tmp_path):

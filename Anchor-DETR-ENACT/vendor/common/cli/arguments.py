@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError, quoted
-from ..models.backbone import BACKBONES, backbone_name
+from ..models.sizes import BACKBONES, backbone_name
 
 # What every detector's small model for --demo has in common.
 DEMO = {

@@ -17,25 +17,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from ..errors import UserError
 from .folding import FoldedBatchNorm2d, FoldedFrozenBatchNorm2d, fold_batch_norms
-from .swin import SWINS, SwinBody, microsofts_names
+from .sizes import SWINS
+from .swin import SwinBody, microsofts_names
 
-BLOCKS = {  # of the ResNets, per stage, and whether they are bottlenecks
-    "resnet10": ((1, 1, 1, 1), False),
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet34": ((3, 4, 6, 3), False),
-    "resnet50": ((3, 4, 6, 3), True),
-    "resnet101": ((3, 4, 23, 3), True),
-}
-BACKBONES = (*BLOCKS, *SWINS)
-# What the detectors' own repositories call them, with hyphens in the place of underscores, too.
-ALIASES = {"swin_tiny": "swin_t", "swin_small": "swin_s", "swin_large": "swin_l", "swin_large_window12": "swin_l_w12"}
 SCRL_NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-
-
-def backbone_name(text: str) -> str:
-    """An argparse type: the name of a backbone as it is known here."""
-    name = text.replace("-", "_")
-    return ALIASES.get(name, name)
 
 
 class Backbone(nn.Module):

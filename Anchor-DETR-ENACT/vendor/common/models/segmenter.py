@@ -3,6 +3,7 @@
 Shapes: B images, H x W pixels of the feature map, Q queries, d features.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,3 +61,10 @@ class Segmenter(DetectionModel):
         # The masks are asked for later, outside of mixed precision: by the losses, for matched queries.
         src, hs, memory, *features = map(full_precision, (src, outputs.pop("hs"), outputs.pop("memory"), *features))
         return outputs | {"masks": QueryMasks(self.bbox_attention, self.mask_head, src, hs, memory, mask, tuple(features))}
+
+
+def build_segmenter(args: Namespace, detector: SingleScaleDetector) -> SingleScaleDetector | Segmenter:
+    """The detector, with a mask head where the options want one."""
+    if not args.masks:
+        return detector
+    return Segmenter(detector, args.nheads, args.mask_attention_gain, frozen=bool(args.frozen_weights))

@@ -26,11 +26,13 @@ from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
 from ..models.speed import set_tf32, speed_up
 from ..output.files import prepare_output, summaries, write_json
-from ..output.predict import find_images, predict
+from ..output.predict import draw_predictions, find_images
+from ..predictor import Predictor
 from ..training import interrupts
 from ..training.loop import train
 from .categories import categories_of, checked, known_categories
 from .inherited import follow_checkpoint
+from .main import hang_up
 from .masks import has_masks, panoptic_folder
 from .options import CHANGEABLE, check, check_data, parse
 from .restore import build_model, keeps_classes, starting_weights
@@ -44,9 +46,8 @@ def main(detector: Detector, argv: list[str] | None = None) -> int:
     try:
         run(detector, argv)
         sys.stdout.flush()
-    except BrokenPipeError:  # as behind "| head -1": nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter still has to print
-        return 141  # what shells call a command that wrote to a closed pipe
+    except BrokenPipeError:
+        return hang_up()
     except (KeyboardInterrupt, Exception) as error:
         message, code = _ending(error)
         if not message:
@@ -114,7 +115,8 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
     if args.demo and accelerator.is_main_process:
         pictures = [val.path(i) for i in val.ids[:DEMO_PICTURES]]
         folder = args.output_dir / "pictures"
-        _draw(detector, args, accelerator, model, pictures, folder, categories=categories, information=True, truth=val.coco)
+        predictor = Predictor(detector, accelerator.unwrap_model(model), args, categories, accelerator.device)
+        draw_predictions(predictor, pictures, folder, score_threshold=args.score_threshold, information=True, truth=val.coco)
         print(f"detections beside their self-information: {folder}")
 
 
@@ -157,8 +159,8 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
     categories = known_categories(checkpoint)
     folder = args.output_dir / "predictions"
     if accelerator.is_main_process:
-        model.to(accelerator.device)
-        _draw(detector, args, accelerator, model, images, folder, categories=categories, information=args.information)
+        predictor = Predictor(detector, model, args, categories, accelerator.device)
+        draw_predictions(predictor, images, folder, score_threshold=args.score_threshold, information=args.information)
         print(f"{len(images)} pictures in {folder}")
 
 
@@ -224,26 +226,3 @@ def _model_and_losses(
         accelerator.print(line)
     criterion = detector.build_criterion(args, num_classes).to(accelerator.device)
     return speed_up(model, detector.compiled, args, accelerator.device), criterion
-
-
-def _draw(
-    detector: Detector,
-    args: Namespace,
-    accelerator: Accelerator,
-    model: DetectionModel,
-    images: list[Path],
-    folder: Path,
-    **contents: Any,
-) -> None:
-    predict(
-        model,
-        detector,
-        images,
-        folder,
-        postprocess=detector.build_postprocess(args),
-        accelerator=accelerator,
-        image_size=args.image_size,
-        score_threshold=args.score_threshold,
-        panoptic_threshold=getattr(args, "panoptic_threshold", 1.0),
-        **contents,
-    )

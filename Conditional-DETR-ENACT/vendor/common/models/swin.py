@@ -7,7 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import isqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torchvision.ops import StochasticDepth
 
+from .sizes import Size
 
-class Size(NamedTuple):
-    """Of a Swin transformer.
-
-    Attributes:
-        embed_dim: channels of the first stage; each further stage has twice as many.
-        depths: blocks per stage.
-        num_heads: per stage.
-        stochastic_depth: chance that a branch of the last block is left out for an image; it rises linearly from 0 at the first.
-        window: side of a window in pixels of the feature map.
-    """
-
-    embed_dim: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    stochastic_depth: float
-    window: int = 7
-
-
-SWINS = {
-    "swin_t": Size(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2),
-    "swin_s": Size(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3),
-    "swin_b": Size(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5),
-    "swin_l": Size(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.1),
-    "swin_l_w12": Size(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.2, window=12),
-}
 PATCH = 4
 
 NAMES = {  # of torchvision's parts -> Microsoft's

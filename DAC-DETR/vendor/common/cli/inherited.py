@@ -39,7 +39,7 @@ def follow_checkpoint(
         if not {name} & (explicit | recorded.keys()) and any(weights in key for key in checkpoint["model"]):
             raise UserError(f"{path} does not tell the --{name} that it was trained with: pass it")
     lines = []
-    parser = build_parser(detector)
+    parser = build_parser(detector.name, detector.add_arguments)
     starts = args.finetune or getattr(args, "frozen_weights", None) and not args.resume
     warm = {name for name, (value, *_) in detector.plain.items() if starts and revealed.get(name) == value}
     for name in detector.architecture:
@@ -101,7 +101,7 @@ def _go_on(parser: Parser, args: argparse.Namespace, explicit: set[str], recorde
 
 def _usable(parser: Parser, name: str, value: Any, path: str) -> Any:
     """The value of an option, as a checkpoint has it; UserError where the command line would not take it."""
-    [action] = [action for action in parser._actions if action.dest == name]  # of which argparse has no public list
+    [action] = [action for action in parser._actions if action.dest == name]
     if not _fits(action, value):
         raise UserError(f"{path} was trained with --{name} {quoted(repr(value))}, which is no value of that option: pass another")
     return value

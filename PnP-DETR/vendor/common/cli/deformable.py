@@ -1,14 +1,10 @@
-"""Options that the detectors with deformable attention share, and what is built from them."""
+"""Options that the detectors with deformable attention share."""
 
 import re
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 
-from ..errors import UserError
-from ..models.backbone import Backbone, build_backbone
-from ..models.levels import GROUPS
 from .arguments import Parser, number
 
-BACKBONE_LEVELS = 3  # the most; further ones follow behind
 DEFORMABLE_ARCHITECTURE = ("num_feature_levels", "enc_n_points", "dec_n_points")
 
 
@@ -30,20 +26,6 @@ def add_deformable_options(parser: Parser) -> None:
     group.add_argument("--lr_linear_proj_names", nargs="*", default=["reference_points", "sampling_offsets"], metavar="NAME")
     group.add_argument("--lr_linear_proj_mult", type=number(float, 0), default=0.1, help="of --lr, for weights with these names")
     group.add_argument("--sgd", **switch, help="SGD with momentum 0.9 instead of AdamW")
-
-
-def check_levels(args: Namespace) -> None:
-    """Raises UserError where levels cannot be built."""
-    if args.hidden_dim % GROUPS:
-        raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by {GROUPS}, the groups of the input projection's norm")
-    if args.num_feature_levels > 1 and args.last_stage < BACKBONE_LEVELS:
-        raise UserError(f"--num_feature_levels {args.num_feature_levels} takes the three stages up to --last_stage: pass 3 or 4")
-
-
-def build_levels(args: Namespace, load_weights: bool) -> Backbone:
-    """The backbone with the stages that the levels come from: the last one, or the last three."""
-    first = args.last_stage - BACKBONE_LEVELS if args.num_feature_levels > 1 else args.last_stage - 1
-    return build_backbone(args, load_weights, [f"layer{stage + 1}" for stage in range(first, args.last_stage)])
 
 
 def parameter_rates(args: Namespace, scale: float = 1.0) -> list[tuple[str, float]]:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import UserError
-from ..models.segmenter import Segmenter
-from ..models.single_scale import SingleScaleDetector
 from .arguments import Parser, number
 
 MASK_ARCHITECTURE = ("masks",)
@@ -18,9 +16,9 @@ MASK_DEMO = {
     "dataset_file": "coco_panoptic",
     "panoptic_threshold": 0.5,
     "mask_attention_gain": 300.0,
-    "epochs": 8,
-    "lr_drop": 6,
-    "eval_every": 2,
+    "epochs": 7,
+    "lr_drop": 5,
+    "eval_every": 4,
 }
 
 
@@ -56,7 +54,7 @@ class NoMaskHead(Action):
     """``--masks`` of a detector without a mask head."""
 
     def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> NoReturn:
-        raise UserError(f"{parser.prog.split('/')[0]} has no mask head: leave out --masks, or train DETR-ENACT or PnP-DETR")
+        raise UserError(f"{parser.prog.split('/')[0]} has no mask head: leave out --masks, or take a detector that has one")
 
 
 def has_masks(args: Namespace) -> bool:
@@ -69,10 +67,3 @@ def panoptic_folder(args: Namespace, coco_path: Path) -> Path | None:
     if getattr(args, "dataset_file", "coco") == "coco":
         return None
     return args.coco_panoptic_path or coco_path
-
-
-def build_segmenter(args: Namespace, detector: SingleScaleDetector) -> SingleScaleDetector | Segmenter:
-    """The detector, with a mask head where the options want one."""
-    if not args.masks:
-        return detector
-    return Segmenter(detector, args.nheads, args.mask_attention_gain, frozen=bool(args.frozen_weights))

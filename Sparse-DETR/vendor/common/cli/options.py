@@ -1,11 +1,17 @@
 """The values of the options as they were given, and which of them contradict each other."""
 
-import argparse
+from __future__ import annotations
 
-from ..detector import Detector
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from ..errors import UserError
 from .arguments import Parser, common_parser
 from .masks import MASK_DEMO, MASK_RECIPE, NoMaskHead
+
+if TYPE_CHECKING:
+    from ..detector import Detector
 
 # Options of one call, which a resumed run does not take over from the one before.
 PER_CALL = {
@@ -17,11 +23,11 @@ PER_CALL = {
 CHANGEABLE = ("backbone_weights", "image_size")
 
 
-def build_parser(detector: Detector) -> Parser:
+def build_parser(name: str, add_arguments: Callable[[Parser], None]) -> Parser:
     """The common options and those of a detector."""
-    parser = common_parser(detector.name)
-    detector.add_arguments(parser)
-    if "masks" not in detector.architecture:
+    parser = common_parser(name)
+    add_arguments(parser)
+    if "masks" not in {action.dest for action in parser._actions}:  # of which argparse has no public list
         parser.add_argument("--masks", action=NoMaskHead, nargs=0, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
@@ -32,7 +38,7 @@ def parse(detector: Detector, argv: list[str] | None) -> tuple[argparse.Namespac
     Returns:
         The options, and the names of those that the user gave.
     """
-    parser, not_given = build_parser(detector), object()
+    parser, not_given = build_parser(detector.name, detector.add_arguments), object()
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), not_given))
     explicit = {k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not not_given}
     defaults = vars(parser.parse_args([]))

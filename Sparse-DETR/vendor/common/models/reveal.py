@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .backbone import BLOCKS
-from .swin import SWINS
+from .sizes import BLOCKS, SWINS
 
 DETECTOR_OF_MASKS = "detr."  # the names of a detector's weights begin so where it has a mask head
 
