@@ -210,7 +210,7 @@ RELATED = {("PnP-DETR", "DETR-ENACT")}  # whose checkpoints are a start, and use
 
 @pytest.mark.parametrize("use", ["--resume", "--finetune"])
 def test_another_detectors_checkpoint_is_an_error(use, detector, dataset, tmp_path, capsys):
-    """One sentence names the file, and keys that are missing or too many: also of a detector with nearly the same names."""
+    """One sentence names the file, whose it is, and keys that are missing or too many: also where names are nearly the same."""
     for other in DETECTORS.keys() - {detector}:
         if (detector, other) in RELATED:
             continue
@@ -218,7 +218,7 @@ def test_another_detectors_checkpoint_is_an_error(use, detector, dataset, tmp_pa
         argv = ("--coco_path", dataset, use, path, "--output_dir", tmp_path / "out", "--device", "cpu")
         assert run_here(detector, *argv, *(("--eval",) if use == "--resume" else ())) == 2
         message = capsys.readouterr().err
-        assert message.startswith(f"{detector}: {path} is not a checkpoint of") and message.count("\n") == 1
+        assert message.startswith(f"{detector}: {path} is one of {other}, and not a checkpoint of") and message.count("\n") == 1
         assert "missing" in message or "unknown" in message
         assert not list((tmp_path / "out").glob("*.json")) and not list((tmp_path / "out").glob("*.pth"))
 

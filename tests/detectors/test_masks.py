@@ -12,9 +12,9 @@ from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 from torchvision.ops import box_convert, masks_to_boxes
 
-from common.cli.categories import known_categories
 from common.cli.inherited import follow_checkpoint
 from common.cli.options import parse
+from common.data.coco_names import known_categories
 from common.data.loading import build_dataset
 from common.data.panoptic import read_panoptic
 from common.evaluation.masks import image_masks

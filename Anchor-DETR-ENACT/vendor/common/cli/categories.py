@@ -5,7 +5,6 @@ from typing import Any
 
 from ..data.annotations import category_names, stuff_of
 from ..data.coco import CocoDetection
-from ..data.coco_names import PANOPTIC_CLASSES, STUFF, THINGS
 from ..data.panoptic import CocoPanoptic
 from ..errors import UserError
 from .restore import keeps_classes, starting_weights
@@ -41,12 +40,3 @@ def checked(
             "classes: train on another dataset with --finetune"
         )
     return categories
-
-
-def known_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Those of a checkpoint; COCO's of a published one, whose number of classes tells them."""
-    if "category_names" in checkpoint:
-        return {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint}
-    if checkpoint["num_classes"] == PANOPTIC_CLASSES:
-        return {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
-    return {"category_names": THINGS if checkpoint["num_classes"] == len(THINGS) else {}}

@@ -55,6 +55,8 @@ def follow_checkpoint(
         if is_plain and name not in recorded and known != getattr(args, name):
             lines.append(_as_trained(path, name, known))
         setattr(args, name, _usable(parser, name, known, path))
+    if args.last_stage != 4 and "dilation" not in explicit:
+        args.dilation = False  # the default of some, of a stage that this model has not
     continued = args.resume and "detector" in checkpoint
     followed = {*vars(args)} - PER_CALL - {*detector.architecture} if continued else {*CHANGEABLE, *detector.changeable}
     if args.eval or args.predict or args.export:
@@ -101,7 +103,7 @@ def _go_on(parser: Parser, args: argparse.Namespace, explicit: set[str], recorde
 
 def _usable(parser: Parser, name: str, value: Any, path: str) -> Any:
     """The value of an option, as a checkpoint has it; UserError where the command line would not take it."""
-    [action] = [action for action in parser._actions if action.dest == name]
+    action = next(action for action in parser._actions if action.dest == name)  # the first of several with one meaning
     if not _fits(action, value):
         raise UserError(f"{path} was trained with --{name} {quoted(repr(value))}, which is no value of that option: pass another")
     return value

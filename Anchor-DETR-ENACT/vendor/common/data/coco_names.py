@@ -1,5 +1,7 @@
 """The names of COCO's categories, for published checkpoints, which have numbers alone."""
 
+from typing import Any
+
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 THINGS: dict[int, str] = dict(enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]))  # 0 to 90
@@ -59,3 +61,12 @@ STUFF: dict[int, str] = {
     200: "rug-merged",
 }
 PANOPTIC_CLASSES = 250  # of DETR's published panoptic models
+
+
+def known_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Those of a checkpoint; COCO's of a published one, whose number of classes tells them."""
+    if "category_names" in checkpoint:
+        return {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint}
+    if checkpoint["num_classes"] == PANOPTIC_CLASSES:
+        return {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
+    return {"category_names": THINGS if checkpoint["num_classes"] == len(THINGS) else {}}

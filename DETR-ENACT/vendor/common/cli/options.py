@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .arguments import Parser, common_parser
@@ -75,3 +75,17 @@ def check_data(args: argparse.Namespace) -> None:
     """Raises UserError where a run has no data; one that goes on may have it from its checkpoint."""
     if not (args.coco_path or args.demo or args.predict or args.export):
         raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")
+
+
+def argv_of(options: dict[str, Any]) -> list[str]:
+    """Options by name, as Python has them, as a command line: ``{"demo": True, "epochs": 3}`` -> ``["--demo", "--epochs", "3"]``.
+
+    False becomes ``--no-<name>``, a list several values; None leaves the option out.
+    """
+    argv: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            argv.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            argv += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return argv

@@ -1,6 +1,7 @@
 """Drawing a detector's answers on images."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,8 @@ def draw_predictions(
     truth: COCO | None = None,
 ) -> None:
     """Writes a picture per image to ``folder``: its detections; beside them, where asked, the true boxes and what decided. The map
-    of a panoptic model is drawn, too, beside them or alone in a second picture of the same name in ``<folder>_panoptic``.
+    of a panoptic model is drawn, too, beside them or alone in a second picture of the same name in ``<folder>_panoptic``; stuff,
+    which would cover everything else, is drawn there alone.
 
     Args:
         score_threshold: least score of a box that is drawn.
@@ -75,15 +77,15 @@ def draw_predictions(
     for path, target in zip(tqdm(images, desc="pictures", leave=False), pictures):
         image = read_image(path)
         found = predictor(image, score_threshold, information=information)
-        pixels, masks, panoptic = np.asarray(image), None, None
-        drawn = (found["boxes"].numpy(), found["labels"].tolist(), found["scores"].tolist(), names)
-        if "masks" in found:
-            masks = found["masks"].numpy()
+        pixels, panoptic, stuff = np.asarray(image), None, predictor.stuff or ()
+        things = [k for k, label in enumerate(found["labels"].tolist()) if label not in stuff]
+        drawn = (*(found[name][things].numpy() for name in ("boxes", "labels", "scores")), names)
+        masks = found["masks"][things].numpy() if "masks" in found else None
         if "panoptic" in found:
-            panoptic = found["panoptic"] | {"ids": found["panoptic"]["ids"].numpy(), "stuff": predictor.stuff}
+            panoptic = found["panoptic"] | {"ids": found["panoptic"]["ids"].numpy(), "stuff": stuff}
         if information or truth:
             maps = {caption: values.numpy() for caption, values in found.get("information", {}).items()}
-            true_boxes = _true_boxes(truth, path) if truth else None
+            true_boxes = _true_boxes(truth, path, stuff) if truth else None
             _save(target, detection_panel(pixels, *drawn, maps, true_boxes, masks=masks, panoptic=panoptic))
             continue
         _save(target, draw_detections(pixels, *drawn, masks))
@@ -103,9 +105,9 @@ def _keep(images: list[Path], pictures: list[Path]) -> None:
         raise UserError(f"{lost} would be overwritten by its own picture: choose another --output_dir")
 
 
-def _true_boxes(truth: COCO, path: Path) -> tuple[np.ndarray, list[int]]:
-    """Boxes (n, 4) xyxy in pixels and category ids of an image."""
+def _true_boxes(truth: COCO, path: Path, stuff: Collection[int]) -> tuple[np.ndarray, list[int]]:
+    """Boxes (n, 4) xyxy in pixels and category ids of the things in an image."""
     [image_id] = [i for i, image in truth.imgs.items() if image["file_name"] == path.name]
-    annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"]]
+    annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"] and a["category_id"] not in stuff]
     xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
     return box_convert(xywh, "xywh", "xyxy").numpy(), [a["category_id"] for a in annotations]

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..boundary.checkpoints import load_checkpoint
+from ..data.coco_names import known_categories
 from ..detector import Detector
+from ..errors import UserError, quoted
 from ..models.checkpoint import load_model
 from ..models.model import DetectionModel
 from ..models.reveal import DETECTOR_OF_MASKS, has_mask_head
+from ..predictor import Predictor
 from .inherited import follow_checkpoint
 from .options import check, parse
 
@@ -23,14 +28,14 @@ class Restored:
         model: on the CPU.
         args: its options.
         num_classes: C.
-        category_names: category id -> name, as far as the checkpoint tells.
+        categories: ``category_names`` (id -> name), as far as the checkpoint tells, and of a panoptic one ``stuff``.
         messages: what may surprise, a line each.
     """
 
     model: DetectionModel
     args: Namespace
     num_classes: int
-    category_names: dict[int, str]
+    categories: dict[str, Any]
     messages: list[str]
 
 
@@ -50,8 +55,7 @@ def restore(detector: Detector, source: str | Path, argv: Sequence[str] = (), ch
     messages = follow_checkpoint(detector, args, explicit, checkpoint, str(source))
     check(args)
     model, message = build_model(detector, args, checkpoint, checkpoint["num_classes"])
-    names = checkpoint.get("category_names", {})
-    return Restored(model, args, checkpoint["num_classes"], names, messages + message)
+    return Restored(model, args, checkpoint["num_classes"], known_categories(checkpoint), messages + message)
 
 
 def starting_weights(args: Namespace) -> str | None:
@@ -90,4 +94,54 @@ def build_model(
             was_plain = not any(part in key for key in state_dict for part in weights)
             if was_plain != (getattr(args, name) == plain):
                 may_be_new += weights
-    return model, load_model(model, state_dict, source, may_be_new)
+    try:
+        return model, load_model(model, state_dict, source, may_be_new)
+    except UserError as error:
+        other = checkpoint.get("detector", detector.name)
+        if other == detector.name:
+            raise
+        raise UserError(str(error).replace(f"{source} is ", f"{source} is one of {quoted(other)}, and ", 1)) from error
+
+
+def load_predictor(detectors: Sequence[Detector], source: str | Path, argv: Sequence[str] = ()) -> Predictor:
+    """The detector, of several, whose checkpoint this is, ready to be used.
+
+    Args:
+        source: a path or an https URL.
+        argv: options of the command line that differ from the checkpoint's.
+
+    Raises:
+        UserError: it is not a checkpoint, is of none of them, or contradicts the options.
+    """
+    checkpoint = load_checkpoint(source)
+    detector = recognise(detectors, checkpoint, str(source))
+    restored = restore(detector, source, argv, checkpoint)
+    for line in restored.messages:
+        print(line)
+    device = torch.device(restored.args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(detector, restored.model, restored.args, restored.categories, device)
+
+
+def recognise(detectors: Sequence[Detector], checkpoint: dict[str, Any], source: str) -> Detector:
+    """Whose checkpoint it is: as it says itself, or the first whose weights have exactly these names and shapes.
+
+    Raises:
+        UserError: of none of them.
+    """
+    named = {detector.name: detector for detector in detectors}
+    if len(detectors) == 1 or checkpoint.get("detector") in named:
+        return named.get(checkpoint.get("detector"), detectors[0])
+    for detector in detectors:
+        args, explicit = parse(detector, ["--resume", source, "--predict", "."])
+        try:
+            known = dict(checkpoint)
+            follow_checkpoint(detector, args, explicit, known, source)
+            check(args)
+            with torch.device("meta"):
+                own = detector.build_model(args, known["num_classes"], False).state_dict()
+            adapted = detector.adapt(checkpoint["model"], args.nheads)
+        except (UserError, KeyError):
+            continue
+        if {name: value.shape for name, value in adapted.items()} == {name: value.shape for name, value in own.items()}:
+            return detector
+    raise UserError(f"{source} has the weights of none of {', '.join(named)}: check the file")

@@ -16,6 +16,7 @@ from ..boundary.checkpoints import load_checkpoint, save_checkpoint
 from ..boundary.outputs import only_run_in, refuse_to_overwrite
 from ..data.annotations import category_names
 from ..data.coco import CocoDetection
+from ..data.coco_names import known_categories
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..detector import Detector
@@ -30,7 +31,7 @@ from ..output.predict import draw_predictions, find_images
 from ..predictor import Predictor
 from ..training import interrupts
 from ..training.loop import train
-from .categories import categories_of, checked, known_categories
+from .categories import categories_of, checked
 from .inherited import follow_checkpoint
 from .main import hang_up
 from .masks import has_masks, panoptic_folder
