@@ -86,11 +86,13 @@ def test_several_ratios_are_evaluated_in_one_run(dataset, tmp_path):
     several = json.loads((out / "eval.json").read_text())
     rows = several["evaluations"]
     assert [*rows] == [f"ratio_{ratio}" for ratio in RATIOS]
-    assert rows["ratio_0.333"] == {name: several[name] for name in ("coco_eval_bbox", "losses")}
+    assert rows["ratio_0.333"] == {name: several[name] for name in ("coco_eval_bbox", "coco_eval_bbox_per_class", "losses")}
     assert len({row["losses"]["loss_ce"] for row in rows.values()}) == len(RATIOS)
     assert run_here(NAME, *evaluation, "--resume", path, "--sample_topk_ratio", "0.8") == 0
     single = json.loads((out / "eval.json").read_text())
-    assert {name: single[name] for name in ("coco_eval_bbox", "losses")} == rows["ratio_0.8"] and single["sample_topk_ratio"] == 0.8
+    assert {name: single[name] for name in ("coco_eval_bbox", "coco_eval_bbox_per_class", "losses")} == rows[
+        "ratio_0.8"
+    ] and single["sample_topk_ratio"] == 0.8
 
     training = (*tiny(NAME), "--coco_path", dataset, "--epochs", "1", "--batch_size", "24", "--output_dir", tmp_path / "run")
     assert run_here(NAME, *training, "--eval_ratios", "0.5", "0.8") == 0

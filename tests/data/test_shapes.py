@@ -139,7 +139,7 @@ def test_same_seed_same_bytes_and_larger_datasets_begin_with_the_smaller(tmp_pat
 @pytest.mark.parametrize("exists", [False, True])
 def test_interrupted_writes_leave_nothing(tmp_path, monkeypatch, error, raised, exists):
     """Protects a later run from training on half a dataset."""
-    draw = shapes.draw_image
+    draw = shapes.draw_scene
 
     def fail_in_the_middle(seed, split, index, image_size):
         if (split, index) == ("val", 1):
@@ -149,7 +149,7 @@ def test_interrupted_writes_leave_nothing(tmp_path, monkeypatch, error, raised, 
     root = tmp_path / "shapes"
     if exists:
         root.mkdir()
-    monkeypatch.setattr(shapes, "draw_image", fail_in_the_middle)
+    monkeypatch.setattr(shapes, "draw_scene", fail_in_the_middle)
     with pytest.raises(raised):
         write_shapes_dataset(root, **SMALL)
     assert [path for path in tmp_path.rglob("*") if path != root] == [] and root.exists() == exists
@@ -160,7 +160,7 @@ def test_ensure_writes_once(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for root in (tmp_path / "empty", tmp_path / "new" / "shapes"):
         assert ensure_shapes_dataset(str(root), **SMALL) == root and len(contents(root)) == 16
-    monkeypatch.setattr(shapes, "draw_image", None)
+    monkeypatch.setattr(shapes, "draw_scene", None)
     assert ensure_shapes_dataset(root, **SMALL) == root
 
 
@@ -188,14 +188,14 @@ def test_ensure_never_touches_anything_else(tmp_path):
 
 def test_processes_may_write_the_same_dataset_at_once(tmp_path, monkeypatch):
     """Protects distributed runs on one disk: whoever comes second uses the dataset of the first."""
-    root, draw = tmp_path / "shapes", shapes.draw_image
+    root, draw = tmp_path / "shapes", shapes.draw_scene
 
     def let_another_process_finish(*arguments):
-        monkeypatch.setattr(shapes, "draw_image", draw)
+        monkeypatch.setattr(shapes, "draw_scene", draw)
         write_shapes_dataset(root, **SMALL)
         return draw(*arguments)
 
-    monkeypatch.setattr(shapes, "draw_image", let_another_process_finish)
+    monkeypatch.setattr(shapes, "draw_scene", let_another_process_finish)
     assert ensure_shapes_dataset(root, **SMALL) == root
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"] and len(contents(root)) == 16
 

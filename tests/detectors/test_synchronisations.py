@@ -52,9 +52,10 @@ def test_a_step_and_an_evaluated_batch_wait_no_more_than_they_must(variant, data
         steps = len(batches) // accumulate
         assert +counted.found == +times(len(batches), layers) + times(len(batches), {"cpu": 1}) + times(steps, {"tolist": 1})
 
-    monkeypatch.setattr(evaluation, "coco_evaluate", lambda *args: [])
+    for name, result in (("coco_evaluation", None), ("numbers_of", []), ("class_precisions", {})):
+        monkeypatch.setattr(evaluation, name, lambda *args, result=result: result)
     postprocess = DETECTORS[detector].build_postprocess(args)
-    batches.dataset = type("Dataset", (), {"coco": None})
+    batches.dataset = type("Dataset", (), {"truth": None})
     with Synchronisations() as counted:
         results = evaluate(model, criterion, postprocess, batches, accelerator)[2]
     assert +counted.found == +times(len(batches), layers) + times(len(batches), {"cpu": 1, "tolist": 2})

@@ -249,8 +249,14 @@ class Scene:
         self.annotations.append({"category_id": CLASSES.index(name) + 1, **annotation})
 
 
-def draw_image(seed: int, split: str, index: int, image_size: int) -> Scene:
-    """Image `index` (from 0) of a split."""
+def draw_image(seed: int, split: str, index: int, image_size: int) -> tuple[np.ndarray, list[dict]]:
+    """Image `index` (from 0) of a split: uint8 (H, W, 3) BGR and its COCO annotations without ids, bottom to top."""
+    scene = draw_scene(seed, split, index, image_size)
+    return scene.pixels(), scene.annotations
+
+
+def draw_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
+    """The same, with what every pixel shows."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     short = image_size if rng.random() < EQUAL_SIDES else round(image_size * rng.uniform(MIN_ASPECT, 1))
     scene = Scene(rng, *rng.permutation([image_size, short]).tolist())

@@ -27,7 +27,7 @@ import cv2
 from tqdm import tqdm
 
 from ..errors import UserError
-from .shapes_drawing import draw_image
+from .shapes_drawing import draw_scene
 from .shapes_panoptic import categories, panoptic_annotation
 
 FORMAT = 2  # to be raised whenever the same parameters give other images or annotations
@@ -59,7 +59,7 @@ def _write_split(root: Path, split: str, count: int, image_size: int, seed: int,
     panoptic_folder.mkdir()
     images, annotations, panoptic = [], [], []
     for index in tqdm(range(count), desc=folder.name, unit="image", disable=not progress):
-        scene, image_id = draw_image(seed, split, index, image_size), index + 1
+        scene, image_id = draw_scene(seed, split, index, image_size), index + 1
         name = _image_name(index)
         (folder / name).write_bytes(cv2.imencode(".jpg", scene.pixels(), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
         images.append({"id": image_id, "file_name": name, "width": scene.width, "height": scene.height})
