@@ -62,9 +62,8 @@ def train(
     images_per_step = args.batch_size * args.accumulate * accelerator.num_processes
     rates = detector.parameter_groups(args, images_per_step)
     state = TrainingState(model, rates, args, accelerator, description)
-    resumed = args.resume and "optimizer" in checkpoint
-    start = state.restore(checkpoint) if resumed else 0
-    unlogged = _unlogged(checkpoint, args) if resumed else {}
+    start = state.restore(checkpoint) if args.resume else 0
+    unlogged = _unlogged(checkpoint, args) if args.resume else {}
     if start >= args.epochs and not unlogged:
         raise UserError(f"{args.resume} has finished epoch {start - 1}: pass --epochs above {start} to train on")
     accelerator.print(_announcement(detector, state, len(train_loader.dataset), start))

@@ -8,30 +8,17 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-import torch
 
 from common.boundary.annotations import read_annotations
-from common.boundary.checkpoints import load_checkpoint
 from common.boundary.downloads import locate
 from common.boundary.logs import append_record, read_log
 from common.boundary.outputs import only_run_in, refuse_to_overwrite, whole_file
-from common.cli.restore import restore
 from common.errors import MOST_SAID, UserError, quoted
 from common.output.predict import find_images, picture_names
 from tests.detector_runs import EXAMPLE, run_here
+from tests.reliability.said import said_by
 from tests.small_datasets import content
 from tests.tiny_checkpoints import tiny_checkpoint
-from tools.detectors import DETECTORS
-
-
-def said_by(call, *args) -> str:
-    """The sentence with which a call ends."""
-    with pytest.raises(UserError) as raised:
-        call(*args)
-    text = str(raised.value)
-    assert text.isprintable() and len(text) <= MOST_SAID, text
-    return text
-
 
 # --- annotation files
 
@@ -89,72 +76,6 @@ def test_areas_that_the_evaluation_would_leave_out_are_mended(tmp_path):
     coco = read_annotations(path)
     assert [a["area"] for a in coco.dataset["annotations"]] == [12, 12, 0, 5, 1] and coco.repaired == 2
     assert coco.anns[5]["iscrowd"] == 1
-
-
-# --- checkpoints
-
-SPARSE = torch.eye(3).to_sparse()
-CHECKPOINTS = {
-    "ints": ({"model": {"a": 3}}, "'a'"),
-    "None": ({"model": {"a": None}}, "'a'"),
-    "texts": ({"model": {"a": "b" * 10**6}}, "'a'"),
-    "numbers for names": ({"model": {3: torch.ones(1)}}, "3"),
-    "sparse": ({"model": {"a": SPARSE}}, "sparse"),
-    "quantised": ({"model": {"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}}, "'a'"),
-    "meta": ({"model": {"a": torch.ones(2, device="meta")}}, "meta"),
-    "complex": ({"model": {"a": torch.ones(2, dtype=torch.complex64)}}, "complex"),
-    "a billion classes": ({"model": {"class_embed.weight": torch.zeros(1).expand(10**9, 64)}}, "fewer"),
-    "args a list": ({"model": {}, "args": [1]}, "args"),
-    "names a text": ({"model": {}, "category_names": "cat"}, "category_names"),
-    "names of texts": ({"model": {}, "category_names": {"a": "cat"}}, "category_names"),
-    "detector a number": ({"model": {}, "detector": 3}, "detector"),
-}
-
-
-@pytest.mark.parametrize(("broken", "said"), CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_checkpoints(broken, said, tmp_path):
-    """Values of other types and sizes are refused before a model is built."""
-    torch.save(broken, tmp_path / "x.pth")
-    sentence = said_by(load_checkpoint, tmp_path / "x.pth")
-    assert "x.pth is not a checkpoint" in sentence and said in sentence, sentence
-
-
-@pytest.fixture(scope="module")
-def tiny_content(tmp_path_factory) -> dict:
-    path = tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "x.pth", EXAMPLE, 0)
-    return torch.load(path, weights_only=True)
-
-
-OPTIONS = [("nheads", value) for value in ("4", 0, -4, 4.0, True, [4])]
-OPTIONS += [("smoothing_sigma", value) for value in ("3", 0, math.nan, 1e30)]
-OPTIONS += [("clustering", "ward"), ("clustering", 3), ("image_size", "64"), ("image_size", 10**9), ("backbone_weights", 3)]
-
-
-@pytest.mark.parametrize(("name", "value"), OPTIONS, ids=str)
-def test_options_of_a_checkpoint(name, value, tiny_content, tmp_path):
-    """What the command line would refuse is refused, with the option's name."""
-    torch.save(tiny_content | {"args": tiny_content["args"] | {name: value}}, tmp_path / "x.pth")
-    sentence = said_by(restore, DETECTORS[EXAMPLE], tmp_path / "x.pth")
-    assert f"--{name}" in sentence and "x.pth" in sentence, sentence
-
-
-@pytest.mark.parametrize("end", ["class_embed.weight", "input_proj.weight", "query_embed.weight"])
-@pytest.mark.parametrize(
-    "value", [torch.zeros(()), torch.zeros(0), torch.zeros(0, 32), torch.zeros(2, 2, 2, 2, 2)], ids=lambda v: str(v.shape)
-)
-def test_weights_of_other_sizes(end, value, tiny_content, tmp_path):
-    """Those that options are read from, too."""
-    weights = {name: value if name.endswith(end) else weight for name, weight in tiny_content["model"].items()}
-    torch.save(tiny_content | {"model": weights}, tmp_path / "x.pth")
-    assert said_by(restore, DETECTORS[EXAMPLE], tmp_path / "x.pth")
-
-
-def test_the_other_detector_is_named(tmp_path, capsys):
-    """The one that wrote the file; and no output folder is left."""
-    other = tiny_checkpoint(tmp_path / "other.pth", "Anchor-DETR-ENACT", 0)
-    assert "is one of Anchor-DETR-ENACT, and not a checkpoint of" in said_by(restore, DETECTORS[EXAMPLE], other)
-    argv = ("--demo", "--resume", other, "--output_dir", tmp_path / "out", "--device", "cpu")
-    assert run_here(EXAMPLE, *argv) == 2 and not (tmp_path / "out").exists()
 
 
 # --- logs
