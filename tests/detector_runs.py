@@ -72,7 +72,7 @@ def run_here(detector: str, *argv: str | Path) -> int:
 
 def run_command(*argv: str | Path, cwd: Path | None = None) -> str:
     """Runs ``python argv``, which must succeed, and returns what it printed."""
-    process = _start(argv, cwd)
+    process = start(*argv, cwd=cwd)
     code, out, err = _finish(process)
     assert code == 0, err
     return out
@@ -86,7 +86,7 @@ def run_and_signal(number: signal.Signals, epoch: int, *argv: str | Path) -> tup
     Returns:
         The exit code, and what was printed to stderr.
     """
-    process = _start(argv)
+    process = start(*argv)
     printed = ""
     watchdog = Timer(TIMEOUT, process.kill)
     watchdog.start()
@@ -118,14 +118,13 @@ def assert_same_state(a: Path, b: Path) -> None:
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0, msg=lambda text, part=part: f"{part}: {text}")
 
 
-def _start(argv: tuple[str | Path, ...], cwd: Path | None = None) -> subprocess.Popen:
-    """Starts ``python argv`` on one thread, with nothing on its path that is not installed."""
+def start(*argv: str | Path, **options: Any) -> subprocess.Popen:
+    """Starts ``python argv`` on one thread, with nothing on its path that is not installed; ``options``: of ``Popen``."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}  # the progress bar shows every step
     command = [sys.executable, *map(str, argv)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd, env=environment, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes | options)
 
 
 def _finish(process: subprocess.Popen) -> tuple[int, str, str]:

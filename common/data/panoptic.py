@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, with_config
 from torchvision import tv_tensors
 from typing_extensions import TypedDict
 
-from ..boundary.annotations import FileName, Image, indexed, read_annotations, read_json
+from ..boundary.annotations import FileName, indexed, read_annotations, read_json
 from ..boundary.schema import OPEN, Whole, conform
 from ..errors import UserError
 from .coco import CocoDetection
@@ -46,7 +46,6 @@ class SegmentedImage(TypedDict):
 class Panoptic(TypedDict):
     """What a panoptic file holds; the rest is checked as in :func:`indexed`."""
 
-    images: list[Image]
     annotations: list[SegmentedImage]
 
 
@@ -145,8 +144,8 @@ def read_panoptic(path: Path) -> COCO:
         segment | {"id": i, "segment": segment["id"], "image_id": entry["image_id"]}
         for i, (entry, segment) in enumerate(((e, s) for e in content["annotations"] for s in e["segments_info"]), start=1)
     ]
-    if lacking := [image["id"] for image in content["images"] if image["id"] not in files]:
-        raise UserError(f"{path} lists the image {lacking[0]} without segments: remove it or add them")
     coco = indexed(content | {"annotations": segments}, path)
+    if lacking := [image_id for image_id in coco.imgs if image_id not in files]:
+        raise UserError(f"{path} lists the image {lacking[0]} without segments: remove it or add them")
     coco.segment_files = files
     return coco

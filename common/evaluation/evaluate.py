@@ -20,7 +20,7 @@ from ..models.mask_head import QueryMasks
 from ..models.model import DetectionModel
 from ..output.meter import Meter
 from .coco import class_precisions, coco_evaluation, coco_results, numbers_of
-from .masks import image_masks, run_lengths, sizes_of
+from .masks import Sizes, image_masks, run_lengths, sizes_of
 from .panoptic import PanopticEvaluation
 from .postprocess import PostProcess
 
@@ -101,11 +101,12 @@ def evaluate(
         orig_sizes = torch.stack([t["orig_size"] for t in batch.targets])
         found = coco_results([t["image_id"] for t in batch.targets], postprocess(outputs, orig_sizes))
         if "masks" in outputs:
-            for result, mask in zip(found, _all_masks(outputs["masks"], batch), strict=True):
+            sizes = sizes_of(batch)
+            for result, mask in zip(found, _all_masks(outputs["masks"], batch, sizes), strict=True):
                 result["segmentation"] = mask
+            if panoptic:
+                panoptic.add(outputs, batch, sizes)
         results += found
-        if panoptic:
-            panoptic.add(outputs, batch)
     losses = meter.means(accelerator)
     results = gather_object(results)
     quality, maps = panoptic.finish(accelerator) if panoptic else ({}, {})
@@ -119,10 +120,10 @@ def evaluate(
     return Evaluation(stats | quality, losses, results, maps, per_class)
 
 
-def _all_masks(masks: QueryMasks, batch: Batch) -> list[dict[str, Any]]:
+def _all_masks(masks: QueryMasks, batch: Batch, sizes: Sizes) -> list[dict[str, Any]]:
     """COCO's run lengths of every query, image after image."""
     queries = torch.arange(masks.hs.shape[1], device=masks.hs.device)
     found = []
-    for i, (size, orig_size) in enumerate(sizes_of(batch)):
+    for i, (size, orig_size) in enumerate(sizes):
         found += run_lengths(image_masks(masks, i, queries, batch.images.shape[-2:], size, orig_size))
     return found

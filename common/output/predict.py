@@ -72,9 +72,13 @@ def draw_predictions(
         truth: the dataset that the images are from, to draw their true boxes.
     """
     pictures = [folder / f"{name}.png" for name in picture_names(images)]
+    beside = [folder.with_name(f"{folder.name}_panoptic") / picture.relative_to(folder) for picture in pictures]
     _keep(images, pictures)
+    maps_alone = predictor.stuff is not None and not (information or truth)
+    for parent in {picture.parent for picture in (*pictures, *(beside if maps_alone else ()))}:
+        make_folder(parent)
     names = predictor.category_names
-    for path, target in zip(tqdm(images, desc="pictures", leave=False), pictures):
+    for path, target, map_target in zip(tqdm(images, desc="pictures", leave=False), pictures, beside):
         image = read_image(path)
         found = predictor(image, score_threshold, information=information)
         pixels, panoptic, stuff = np.asarray(image), None, predictor.stuff or ()
@@ -86,17 +90,11 @@ def draw_predictions(
         if information or truth:
             maps = {caption: values.numpy() for caption, values in found.get("information", {}).items()}
             true_boxes = _true_boxes(truth, path, stuff) if truth else None
-            _save(target, detection_panel(pixels, *drawn, maps, true_boxes, masks=masks, panoptic=panoptic))
+            save_image(target, detection_panel(pixels, *drawn, maps, true_boxes, masks=masks, panoptic=panoptic))
             continue
-        _save(target, draw_detections(pixels, *drawn, masks))
+        save_image(target, draw_detections(pixels, *drawn, masks))
         if panoptic:
-            beside = folder.with_name(f"{folder.name}_panoptic") / target.relative_to(folder)
-            _save(beside, draw_panoptic(pixels, names=names, **panoptic))
-
-
-def _save(path: Path, picture: np.ndarray) -> None:
-    make_folder(path.parent)
-    save_image(path, picture)
+            save_image(map_target, draw_panoptic(pixels, names=names, **panoptic))
 
 
 def _keep(images: list[Path], pictures: list[Path]) -> None:

@@ -3,25 +3,16 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.detector_runs import EXAMPLE, TIMEOUT, run_here, tiny
+from tests.detector_runs import EXAMPLE, TIMEOUT, run_here, start, tiny
 from tools.detectors import ROOT
 
 MAIN = ROOT / EXAMPLE / "main.py"
-
-
-def start(*argv: str | Path, **options) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(
-        [sys.executable, *map(str, argv)], env=environment, start_new_session=True, text=True, **pipes | options
-    )
 
 
 def wait_for(process: subprocess.Popen, find) -> psutil.Process:
@@ -40,7 +31,7 @@ def endless(dataset: Path, out: Path) -> tuple:
 
 def test_a_worker_that_dies_ends_the_run(dataset, tmp_path):
     """One sentence; the checkpoint continues the run."""
-    process = start(MAIN, *endless(dataset, tmp_path), "--num_workers", 2)
+    process = start(MAIN, *endless(dataset, tmp_path), "--num_workers", 2, text=True)
 
     def a_worker(children):
         begun = (tmp_path / "log.txt").exists()
@@ -85,7 +76,7 @@ def test_the_second_run_in_a_folder_is_refused(dataset, tmp_path, capsys):
 
 def test_a_reader_that_goes_is_no_error(tmp_path):
     """``| head -1``."""
-    process = start(MAIN, "--help")
+    process = start(MAIN, "--help", text=True)
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     process.wait(TIMEOUT)

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .data.images import read_image
+from .data.images import as_rgb, read_image
 from .data.loading import Batch, pad_batch
 from .data.transforms import boxes_of, evaluation_transforms
 from .detector import Detector
@@ -85,27 +86,28 @@ class Predictor:
     def _detect(self, images: list[Image.Image], score_threshold: float, information: bool) -> list[dict[str, Any]]:
         batch = batch_of(images, self.args.image_size).to(self.device)
         precision = PRECISIONS.get(self.args.amp)
-        with self.detector.record(self.model) as records, torch.autocast(self.device.type, precision, enabled=bool(precision)):
+        recorded = self.detector.record(self.model) if information else nullcontext({})
+        with recorded as records, torch.autocast(self.device.type, precision, enabled=bool(precision)):
             outputs = self.model(batch.images, batch.mask)
         orig_sizes = torch.stack([t["orig_size"] for t in batch.targets])
-        results = []
+        sizes, results = sizes_of(batch), []
         for i, found in enumerate(self.postprocess(outputs, orig_sizes)):
             kept = (found["scores"] >= score_threshold).nonzero()[:, 0]
             kept = kept[found["scores"][kept].argsort(descending=True, stable=True)]
             result: dict[str, Any] = {name: values[kept].cpu() for name, values in found.items()}
             result["names"] = [self.category_names.get(c, str(c)) for c in result["labels"].tolist()]
             if "masks" in outputs:
-                result |= self._masks(outputs, i, kept, batch)
+                result |= self._masks(outputs, i, kept, (batch.images.shape[-2:], *sizes[i]))
             if information:
                 maps = self.detector.pictures(records, outputs)
                 result["information"] = {caption: values.cpu() for caption, values in maps.items()}
             results.append(result)
         return results
 
-    def _masks(self, outputs: dict[str, Any], image: int, kept: Tensor, batch: Batch) -> dict[str, Any]:
-        """Those of the queries that are kept, which of these models are the detections; and the panoptic map."""
-        size, orig_size = sizes_of(batch)[image]
-        shapes = (batch.images.shape[-2:], size, orig_size)
+    def _masks(self, outputs: dict[str, Any], image: int, kept: Tensor, shapes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+        """Those of the queries that are kept, which of these models are the detections; and the panoptic map. ``shapes``: of the
+        padded batch, of the image in it, and originally.
+        """
         found: dict[str, Any] = {"masks": image_masks(outputs["masks"], image, kept, *shapes).cpu()}
         if self.stuff is not None:
             options = {"stuff": self.stuff, "threshold": self.args.panoptic_threshold}
@@ -130,7 +132,7 @@ def as_image(image: ImageLike) -> Image.Image:
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return as_rgb(image)
     if isinstance(image, Tensor):
         if image.ndim != 3 or len(image) != 3:
             raise UserError(f"a tensor of the shape {tuple(image.shape)} is no image: pass (3, height, width)")

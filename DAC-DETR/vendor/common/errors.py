@@ -16,7 +16,7 @@ class UserError(Exception):
 
 def quoted(value: Any) -> str:
     """What came from outside, as a message may quote it: on one line, and not too much of it."""
-    return _cut(printable(value if isinstance(value, str) else str(value)), MOST_QUOTED)
+    return _cut(printable(str(value)), MOST_QUOTED)
 
 
 def printable(text: str) -> str:

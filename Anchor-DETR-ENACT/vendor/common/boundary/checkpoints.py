@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, with_config
+from pydantic import AfterValidator, Field, TypeAdapter, with_config
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from ..errors import UserError, quoted
 from .downloads import locate
 from .outputs import whole_file
-from .schema import OPEN, Whole, conform
+from .schema import OPEN, CategoryId, Epoch, Whole, conform
 
-KIND = "a checkpoint"
 MOST_CLASSES = 2**20
 
 
 def _weights(value: Mapping) -> Mapping:
-    if not isinstance(value, Mapping):
-        raise ValueError("should be a dict of weights")
     for name, weight in value.items():
         if not isinstance(name, str):
             raise ValueError(f"has the key {quoted(repr(name))}, which is no name of a weight")
@@ -43,10 +40,6 @@ def _unusable(weight: Tensor) -> str:
     return ""
 
 
-def _names(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
-
-
 @with_config(OPEN)
 class Checkpoint(TypedDict):
     """What this repository reads of a checkpoint, its own or published."""
@@ -54,8 +47,8 @@ class Checkpoint(TypedDict):
     model: Annotated[Any, AfterValidator(_weights)]
     args: NotRequired[dict[str, Any] | None]
     detector: NotRequired[Annotated[str, Field(strict=True, max_length=200)]]
-    category_names: NotRequired[Annotated[dict[Annotated[int, Field(ge=0, lt=2**31)], str], BeforeValidator(_names)]]
-    stuff: NotRequired[list[Annotated[int, Field(ge=0, lt=2**31)]]]
+    category_names: NotRequired[dict[CategoryId, str]]
+    stuff: NotRequired[list[CategoryId]]
     num_classes: NotRequired[Annotated[int, Field(ge=1, le=MOST_CLASSES)]]
 
 
@@ -63,7 +56,7 @@ class Checkpoint(TypedDict):
 class Continuation(TypedDict):
     """What a run that goes on needs beside the weights."""
 
-    epoch: Annotated[Whole, Field(ge=-1, lt=2**31)]
+    epoch: Epoch
     optimizer: dict[str, Any]
     lr_scheduler: dict[str, Any]
     random_states: list[dict[str, Tensor]]
@@ -72,7 +65,7 @@ class Continuation(TypedDict):
 
 
 @with_config(OPEN)
-class Epoch(TypedDict):
+class EpochLog(TypedDict):
     """What is known of an epoch before it is in the log."""
 
     epoch: Whole
@@ -83,7 +76,7 @@ class Epoch(TypedDict):
     train_peak_memory: NotRequired[float]
 
 
-CHECKPOINT, CONTINUATION, EPOCH = (TypeAdapter(kind) for kind in (Checkpoint, Continuation, Epoch))
+CHECKPOINT, CONTINUATION, EPOCH_LOG = (TypeAdapter(kind) for kind in (Checkpoint, Continuation, EpochLog))
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -113,13 +106,13 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint: it holds no 'model' with weights")
     if isinstance(checkpoint.get("args"), argparse.Namespace):
         checkpoint["args"] = vars(checkpoint["args"])
-    return dict(conform(CHECKPOINT, checkpoint, path, KIND))
+    return dict(conform(CHECKPOINT, checkpoint, path, "a checkpoint"))
 
 
 def check_continuation(checkpoint: dict[str, Any], source: str) -> None:
     """UserError where a run cannot go on from a checkpoint, as from one of other software."""
-    if not {"epoch", "optimizer", "lr_scheduler", "random_states"} <= checkpoint.keys():
+    if not Continuation.__required_keys__ <= checkpoint.keys():
         raise UserError(f"{source} holds weights, but no run to continue: start from them with --finetune {source}")
     conform(CONTINUATION, checkpoint, source, "a checkpoint of a run")
     if checkpoint.get("log"):
-        conform(EPOCH, checkpoint["log"], source, "a checkpoint of a run")
+        conform(EPOCH_LOG, checkpoint["log"], source, "a checkpoint of a run")

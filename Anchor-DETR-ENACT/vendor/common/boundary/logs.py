@@ -1,15 +1,15 @@
 """The training log of a run, ``log.txt``: one JSON object per line and epoch."""
 
 import json
-import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter, with_config
+from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from ..errors import UserError
-from .schema import OPEN, conform
+from .schema import OPEN, Epoch, conform
 
 LONGEST = 10_000_000  # characters of a line
 
@@ -18,7 +18,7 @@ LONGEST = 10_000_000  # characters of a line
 class Record(TypedDict):
     """A line."""
 
-    epoch: Annotated[int, Field(ge=-1, lt=2**31)]
+    epoch: Epoch
 
 
 RECORD = TypeAdapter(Record)
@@ -40,11 +40,8 @@ def read_log(path: Path) -> dict[int, dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         record = _record(line, f"line {number} of the log {path}")
         records[record["epoch"]] = record
-    if unfinished:
-        try:
-            record = _record(unfinished, f"the last line of the log {path}")
-        except UserError:
-            return records
+    with suppress(UserError):
+        record = _record(unfinished, f"the last line of the log {path}")
         records[record["epoch"]] = record
     return records
 
@@ -65,9 +62,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         with open(path, "ab+") as file:
             file.seek(0)
             content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.ftruncate(file.fileno(), whole)
+            file.truncate(content.rfind(b"\n") + 1)
             file.write(json.dumps(record).encode() + b"\n")
     except OSError as error:
         advice = "free space or choose another --output_dir"

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from ..boundary.checkpoints import load_checkpoint, save_checkpoint
 from ..boundary.outputs import only_run_in, refuse_to_overwrite
-from ..data.annotations import category_names
 from ..data.coco import CocoDetection
-from ..data.coco_names import known_categories
+from ..data.coco_names import known_categories, told_categories
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..detector import Detector
@@ -32,6 +30,7 @@ from ..predictor import Predictor
 from ..training import interrupts
 from ..training.loop import train
 from .categories import categories_of, checked
+from .device import build_accelerator, chosen_device
 from .inherited import follow_checkpoint
 from .main import hang_up
 from .masks import has_masks, panoptic_folder
@@ -76,7 +75,7 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
     """Parses the command line and does what it says; UserError where it cannot."""
     args, explicit = parse(detector, argv)
     check(args)
-    on_cpu = _is_on_cpu(args)
+    on_cpu = chosen_device(args).type == "cpu"
     checkpoint: dict[str, Any] = {}
     if source := starting_weights(args):
         state = PartialState(cpu=on_cpu)
@@ -124,7 +123,8 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
 def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Writes ``eval.json`` and ``predictions.json``."""
     val = _dataset(args, _dataset_folder(args, accelerator), "val")
-    checked(checkpoint if checkpoint.get("category_names") else categories_of(val), args.resume, args, checkpoint, val)
+    known = checkpoint if checkpoint.get("category_names") else categories_of(val)
+    names = checked(known, args.resume, args, checkpoint, val)["category_names"]
     _print_remarks({"val2017": val}, accelerator)
     model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
     prepare_output(args.output_dir, accelerator)
@@ -133,7 +133,6 @@ def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator
     if accelerator.is_main_process:
         options = {name: getattr(args, name) for name in detector.changeable}
         description = {"detector": detector.name, "checkpoint": args.resume} | options | {"images": len(val)}
-        names = checkpoint.get("category_names") or category_names(val.coco)
         rows = {name: e.stats | _per_class(e, names) | {"losses": e.losses} for name, e in evaluations.items()}
         first = next(iter(rows))
         named = {"evaluations": rows} if first else {}
@@ -172,23 +171,8 @@ def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) 
     kept = (*detector.architecture, *CHANGEABLE, *detector.changeable)
     options = {name: getattr(args, name) for name in kept if hasattr(args, name)}
     exported = {"model": detector.export(model.state_dict(), args.nheads), "args": options}
-    save_checkpoint(args.export, exported | {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint})
+    save_checkpoint(args.export, exported | told_categories(checkpoint))
     print(f"{len(exported['model'])} weights in {args.export}")
-
-
-def build_accelerator(args: Namespace) -> Accelerator:
-    """Device, precision and processes."""
-    on_cpu = _is_on_cpu(args)
-    if on_cpu and args.amp == "fp16":
-        raise UserError("--amp fp16 needs a GPU: pass --amp bf16 or no")
-    AcceleratorState._reset_state()  # a process may hold several runs, of different precision
-    return Accelerator(cpu=on_cpu, mixed_precision=args.amp)
-
-
-def _is_on_cpu(args: Namespace) -> bool:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but no CUDA device is available: pass --device cpu")
-    return args.device == "cpu" or not torch.cuda.is_available()
 
 
 def _processes(accelerator: Accelerator) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..data.annotations import stuff_of
 from ..data.loading import Batch
 from ..data.panoptic import CocoPanoptic, digits_of
 from ..models.mask_head import QueryMasks
-from .masks import CHUNK, enlarged, sizes_of
+from .masks import CHUNK, Sizes, enlarged
 from .panoptic_quality import add, compare, panoptic_quality
 
 SMALL = 4  # pixels of a segment that is dropped
@@ -101,9 +101,9 @@ class PanopticEvaluation:
         if folder:
             make_folder(folder / "panoptic")
 
-    def add(self, outputs: dict[str, Any], batch: Batch) -> None:
-        """The images of a batch."""
-        for i, (size, orig_size) in enumerate(sizes_of(batch)):
+    def add(self, outputs: dict[str, Any], batch: Batch, sizes: Sizes) -> None:
+        """The images of a batch, with their sizes by :func:`sizes_of`."""
+        for i, (size, orig_size) in enumerate(sizes):
             image_id = batch.targets[i]["image_id"]
             options = {"stuff": self.stuff, "threshold": self.threshold}
             ids, segments = panoptic_map(outputs, i, batch.images.shape[-2:], size, orig_size, **options)

@@ -31,7 +31,12 @@ def read_image(path: Path) -> Image.Image:
         UserError: not an image, or a truncated one.
     """
     with open_image(path) as image:
-        if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, leaving a white image
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The same in RGB, whatever its mode."""
+    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255, leaving a white image
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 
-def load_model(model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, may_be_new: Iterable[str] = ()) -> list[str]:
+def load_model(
+    model: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, may_be_new: Iterable[str] = (), whose: str = ""
+) -> list[str]:
     """Loads the weights; layers keep their fresh ones where they are missing or of another shape, if their name contains one of
     ``may_be_new`` (a class head for other classes, the probability layers of a plain checkpoint).
+
+    Args:
+        whose: for messages, "one of X, and " where the file says that it is of another detector.
 
     Returns:
         A line that says what was not loaded, where anything might have been left out.
@@ -30,7 +35,7 @@ def load_model(model: nn.Module, state_dict: Mapping[str, Tensor], source: str |
     wrong = {what: [k for k in keys if not any(part in k for part in may_be_new)] for what, keys in problems.items()}
     found = [f"{what}: {_listing(keys)}" for what, keys in wrong.items() if keys]
     if found:
-        raise UserError(f"{source} is not a checkpoint of this detector with these options ({'; '.join(found)})")
+        raise UserError(f"{source} is {whose}not a checkpoint of this detector with these options ({'; '.join(found)})")
     model.load_state_dict({k: v for k, v in state_dict.items() if k in own and k not in new}, strict=False)
     return [f"{source}: all weights loaded" + (f" but {_listing(new)}, which start anew" if new else "")] if may_be_new else []
 

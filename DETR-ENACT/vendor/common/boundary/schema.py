@@ -12,6 +12,8 @@ LENGTHS = {"too_short": "at least", "too_long": "at most"}
 # Unknown entries stay as they are.
 OPEN = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what numpy's and pytorch's integers hold
+CategoryId = Annotated[int, Field(ge=0, lt=2**31)]
+Epoch = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 before the first
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # a number, not a text that looks like one
 
 

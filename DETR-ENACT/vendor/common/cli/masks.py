@@ -1,4 +1,4 @@
-"""Options of the detectors that may have a mask head, and what is built from them."""
+"""Options of the detectors that may have a mask head."""
 
 from argparse import Action, ArgumentParser, Namespace
 from pathlib import Path

@@ -71,9 +71,19 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--dropout {args.dropout} must be below 1")
 
 
+def trains(args: argparse.Namespace) -> bool:
+    """Whether a run is a training."""
+    return not (args.eval or args.predict or args.export)
+
+
+def lacks_data(args: argparse.Namespace) -> bool:
+    """Whether a run needs a dataset and has none."""
+    return not (args.coco_path or args.demo or args.predict or args.export)
+
+
 def check_data(args: argparse.Namespace) -> None:
     """Raises UserError where a run has no data; one that goes on may have it from its checkpoint."""
-    if not (args.coco_path or args.demo or args.predict or args.export):
+    if lacks_data(args):
         raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")
 
 

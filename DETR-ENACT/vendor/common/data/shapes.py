@@ -103,15 +103,15 @@ def _occupied(root: Path) -> bool:
 
 def _holds(root: Path, train: int, val: int, image_size: int, seed: int) -> bool:
     return all(
-        _holds_split(root, kind, folder, suffix, split, _info(split, count, image_size, seed))
+        _holds_split(root, kind, folder, suffix, _info(split, count, image_size, seed))
         for split, count in (("train", train), ("val", val))
         for kind, folder, suffix in (("instances", f"{split}2017", ".jpg"), ("panoptic", f"panoptic_{split}2017", ".png"))
     )
 
 
-def _holds_split(root: Path, kind: str, folder: str, suffix: str, split: str, info: dict) -> bool:
+def _holds_split(root: Path, kind: str, folder: str, suffix: str, info: dict) -> bool:
     try:
-        content = json.loads(_annotation_file(root, kind, split).read_text())
+        content = json.loads(_annotation_file(root, kind, info["split"]).read_text())
         names = set(os.listdir(root / folder))
     except (OSError, ValueError):
         return False

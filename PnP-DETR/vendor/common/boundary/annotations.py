@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
 
 from ..errors import UserError, quoted
-from .schema import OPEN, Real, Whole, conform
+from .schema import OPEN, CategoryId, Real, Whole, conform
 
 Coordinate = Annotated[float, Field(strict=True, ge=-1e9, le=1e9)]
 LARGEST = 1e10  # square pixels, above which COCO's evaluation leaves an object out
@@ -39,7 +39,7 @@ class Image(TypedDict):
 class Category(TypedDict):
     """A category; ``isthing`` in panoptic files."""
 
-    id: Annotated[int, Field(ge=0, lt=2**31)]
+    id: CategoryId
     isthing: NotRequired[Annotated[int, Field(ge=0, le=1)]]
 
 

@@ -63,10 +63,15 @@ STUFF: dict[int, str] = {
 PANOPTIC_CLASSES = 250  # of DETR's published panoptic models
 
 
+def told_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its categories: ``category_names``, and ``stuff`` where it is panoptic."""
+    return {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint}
+
+
 def known_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Those of a checkpoint; COCO's of a published one, whose number of classes tells them."""
     if "category_names" in checkpoint:
-        return {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint}
+        return told_categories(checkpoint)
     if checkpoint["num_classes"] == PANOPTIC_CLASSES:
         return {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
     return {"category_names": THINGS if checkpoint["num_classes"] == len(THINGS) else {}}

@@ -1,14 +1,14 @@
 """The options that a checkpoint brings along."""
 
 import argparse
-from argparse import Action, ArgumentTypeError, BooleanOptionalAction
+from argparse import Action, ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
 from ..detector import Detector
 from ..errors import UserError, quoted
 from .arguments import Parser
-from .options import CHANGEABLE, PER_CALL, build_parser
+from .options import CHANGEABLE, PER_CALL, build_parser, lacks_data, trains
 
 
 def follow_checkpoint(
@@ -59,7 +59,7 @@ def follow_checkpoint(
         args.dilation = False  # the default of some, of a stage that this model has not
     continued = args.resume and "detector" in checkpoint
     followed = {*vars(args)} - PER_CALL - {*detector.architecture} if continued else {*CHANGEABLE, *detector.changeable}
-    if args.eval or args.predict or args.export:
+    if not trains(args):
         followed -= {"amp"}
     options = revealed | recorded
     for name in sorted(followed - warm - explicit):
@@ -79,23 +79,26 @@ def _reveal(detector: Detector, checkpoint: dict[str, Any], path: str) -> dict[s
     try:
         return detector.reveal(checkpoint["model"])
     except Exception as error:  # whatever foreign names and shapes provoke
-        other = checkpoint.get("detector", detector.name)
-        of = f"one of {quoted(other)}, and " if other != detector.name else ""
         missing = f"{quoted(error)} is missing" if isinstance(error, KeyError) else "its weights have other names and shapes"
-        raise UserError(f"{path} is {of}not a checkpoint of {detector.name}: {missing}") from error
+        raise UserError(f"{path} is {whose(detector, checkpoint)}not a checkpoint of {detector.name}: {missing}") from error
+
+
+def whose(detector: Detector, checkpoint: dict[str, Any]) -> str:
+    """For messages, "one of X, and " where a checkpoint says that it is of another detector."""
+    other = checkpoint.get("detector", detector.name)
+    return f"one of {quoted(other)}, and " if other != detector.name else ""
 
 
 def _go_on(parser: Parser, args: argparse.Namespace, explicit: set[str], recorded: dict[str, Any], path: str) -> list[str]:
     """Takes over the data of a run that goes on or is evaluated, and the folder of one that goes on; says so."""
     lines = []
-    if not (args.coco_path or args.demo or args.predict or args.export):
+    if lacks_data(args):
         for name in {"coco_path", "coco_panoptic_path", "demo", "dataset_file"} & vars(args).keys() & recorded.keys() - explicit:
             value = _usable(parser, name, recorded[name], path)
             setattr(args, name, Path(value) if isinstance(value, str) and name.endswith("_path") else value)
         if args.coco_path or args.demo:
             lines.append(f"on the data that {path} was trained on: {args.coco_path or 'the built-in shapes'}")
-    trains = not (args.eval or args.predict or args.export)
-    if trains and "output_dir" not in explicit and Path(path).is_file():
+    if trains(args) and "output_dir" not in explicit and Path(path).is_file():
         args.output_dir = Path(path).parent
         lines.append(f"the run goes on in its folder {args.output_dir}")
     return lines
@@ -112,7 +115,7 @@ def _usable(parser: Parser, name: str, value: Any, path: str) -> Any:
 def _fits(action: Action, value: Any) -> bool:
     if value is None:
         return action.default is None
-    if action.nargs == 0 or isinstance(action, BooleanOptionalAction):
+    if action.nargs == 0:  # a switch
         return isinstance(value, bool)
     values = value if isinstance(value, list) and action.nargs else [value]
     return all(_is_one(action, v) for v in values)

@@ -11,12 +11,13 @@ import torch
 from ..boundary.checkpoints import load_checkpoint
 from ..data.coco_names import known_categories
 from ..detector import Detector
-from ..errors import UserError, quoted
+from ..errors import UserError
 from ..models.checkpoint import load_model
 from ..models.model import DetectionModel
 from ..models.reveal import DETECTOR_OF_MASKS, has_mask_head
 from ..predictor import Predictor
-from .inherited import follow_checkpoint
+from .device import chosen_device
+from .inherited import follow_checkpoint, whose
 from .options import check, parse
 
 
@@ -94,13 +95,7 @@ def build_model(
             was_plain = not any(part in key for key in state_dict for part in weights)
             if was_plain != (getattr(args, name) == plain):
                 may_be_new += weights
-    try:
-        return model, load_model(model, state_dict, source, may_be_new)
-    except UserError as error:
-        other = checkpoint.get("detector", detector.name)
-        if other == detector.name:
-            raise
-        raise UserError(str(error).replace(f"{source} is ", f"{source} is one of {quoted(other)}, and ", 1)) from error
+    return model, load_model(model, state_dict, source, may_be_new, whose(detector, checkpoint))
 
 
 def load_predictor(detectors: Sequence[Detector], source: str | Path, argv: Sequence[str] = ()) -> Predictor:
@@ -118,8 +113,7 @@ def load_predictor(detectors: Sequence[Detector], source: str | Path, argv: Sequ
     restored = restore(detector, source, argv, checkpoint)
     for line in restored.messages:
         print(line)
-    device = torch.device(restored.args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor(detector, restored.model, restored.args, restored.categories, device)
+    return Predictor(detector, restored.model, restored.args, restored.categories, chosen_device(restored.args))
 
 
 def recognise(detectors: Sequence[Detector], checkpoint: dict[str, Any], source: str) -> Detector:

@@ -4,7 +4,7 @@ Shapes: B images, Q queries, K of them, H x W pixels of the padded batch.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from ..data.loading import Batch
 from ..models.mask_head import QueryMasks
 
+# Height and width of each image as the model sees it, and originally.
+Sizes: TypeAlias = list[tuple[tuple[int, int], tuple[int, int]]]
 CHUNK = 20  # queries whose masks exist at once as numbers
 
 
@@ -56,7 +58,7 @@ def enlarged(
         yield F.interpolate(logits, padded, mode="bilinear")[:, 0, : size[0], : size[1]]
 
 
-def sizes_of(batch: Batch) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def sizes_of(batch: Batch) -> Sizes:
     """Height and width of each image as the model sees it, and originally; one device synchronisation."""
     sizes = torch.stack([torch.cat((t["size"], t["orig_size"])) for t in batch.targets]).tolist()
     return [((height, width), (orig_height, orig_width)) for height, width, orig_height, orig_width in sizes]
