@@ -3,6 +3,8 @@
 Shapes: B images, L queries, N keys, U of which stay as they are, M clusters, d features, h heads.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,9 +20,8 @@ class ClusteredAttention(nn.MultiheadAttention):
 
     Args:
         embed_dim, num_heads, dropout, bias, batch_first: as in ``nn.MultiheadAttention``.
-        clustering: "region" (the paper) or "window" (the released code).
-        smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
         unclustered: U, so many keys at the end are no pixels and stay as they are, behind the clusters of the others.
+        options: how to cluster: ``clustering``, ``smoothing_sigma`` and the others of :class:`EntropyClustering`.
     """
 
     def __init__(
@@ -30,24 +31,21 @@ class ClusteredAttention(nn.MultiheadAttention):
         dropout: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
-        clustering: str = "region",
-        smoothing_sigma: float = 3.0,
         unclustered: int = 0,
         device=None,
         dtype=None,
+        **options: Any,
     ):
         super().__init__(embed_dim, num_heads, dropout, bias, batch_first=batch_first, device=device, dtype=dtype)
         self.unclustered = unclustered
-        self.W_prob = EntropyClustering(embed_dim, clustering, smoothing_sigma, device=device, dtype=dtype)
+        self.W_prob = EntropyClustering(embed_dim, device=device, dtype=dtype, **options)
         # In evaluation nn.TransformerEncoderLayer hands the weights of an attention with this flag to a fused kernel without ever
         # calling its forward, which would leave the clustering out.
         self._qkv_same_embed_dim = False
 
     @classmethod
-    def from_attention(
-        cls, attention: nn.MultiheadAttention, clustering: str = "region", smoothing_sigma: float = 3.0
-    ) -> "ClusteredAttention":
-        """A clustered attention that shares the parameters of a plain one.
+    def from_attention(cls, attention: nn.MultiheadAttention, **options: Any) -> "ClusteredAttention":
+        """A clustered attention that shares the parameters of a plain one; ``options`` as of the class.
 
         Raises:
             ValueError: the attention has key or value biases, an added zero key, or keys of another width than its queries.
@@ -61,10 +59,9 @@ class ClusteredAttention(nn.MultiheadAttention):
             dropout=attention.dropout,
             bias=attention.in_proj_bias is not None,
             batch_first=attention.batch_first,
-            clustering=clustering,
-            smoothing_sigma=smoothing_sigma,
             device=weight.device,
             dtype=weight.dtype,
+            **options,
         )
         clustered.in_proj_weight, clustered.in_proj_bias = weight, attention.in_proj_bias
         clustered.out_proj = attention.out_proj

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -16,17 +17,15 @@ def outside_decoder(name: str, attention: nn.MultiheadAttention) -> bool:
 
 def patch(
     model: nn.Module,
-    clustering: str = "region",
-    smoothing_sigma: float = 3.0,
     where: Callable[[str, nn.MultiheadAttention], bool] = outside_decoder,
+    **options: Any,
 ) -> list[str]:
     """Replaces the self-attention of a model's encoder by clustered attention, in place, sharing its parameters.
 
     Args:
         model: any module that contains ``nn.MultiheadAttention``.
-        clustering: "region" or "window".
-        smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
         where: called with an attention's qualified name and the attention; says whether to replace it.
+        options: how to cluster: ``clustering``, ``smoothing_sigma`` and the others of :class:`EntropyClustering`.
 
     Returns:
         The qualified names of the attentions that were replaced. Their new parameters, ``<name>.W_prob.weight`` and ``.bias``, must
@@ -46,7 +45,7 @@ def patch(
             "or use ClusteredAttention.from_attention for a single attention"
         )
     clustered = {  # a module that stands in two places stays one module
-        id(module): ClusteredAttention.from_attention(module, clustering, smoothing_sigma) for module in found.values()
+        id(module): ClusteredAttention.from_attention(module, **options) for module in found.values()
     }
     for name, module in found.items():
         model.set_submodule(name, clustered[id(module)])

@@ -72,8 +72,7 @@ class Transformer(nn.Module):
         spatial_prior: "learned" anchor points, or a fixed "grid".
         num_feature_levels: S.
         decoupled: RCDA instead of ordinary multi-head attention.
-        clustering: "region", "window" or "none", in the encoder.
-        smoothing_sigma: standard deviation of ENACT's Gaussian, in pixels.
+        clustering: of the encoder, see :class:`EncoderLayer`.
     """
 
     def __init__(
@@ -86,14 +85,11 @@ class Transformer(nn.Module):
         spatial_prior: str,
         num_feature_levels: int,
         decoupled: bool,
-        clustering: str,
-        smoothing_sigma: float,
+        **clustering: Any,
     ):
         super().__init__()
         self.d_model = d_model = options.d_model
-        self.encoder_layers = nn.ModuleList(
-            EncoderLayer(options, decoupled, clustering, smoothing_sigma) for _ in range(options.enc_layers)
-        )
+        self.encoder_layers = nn.ModuleList(EncoderLayer(options, decoupled, **clustering) for _ in range(options.enc_layers))
         self.decoder_layers = nn.ModuleList(DecoderLayer(options, decoupled, num_feature_levels) for _ in range(options.dec_layers))
         if num_feature_levels > 1:
             self.level_embed = nn.Embedding(num_feature_levels, d_model)

@@ -3,6 +3,8 @@
 Shapes: B images, L queries, H x W pixels, N = H * W, M clusters, d features, h heads, d_h = d / h.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,12 +72,12 @@ class ClusteredRCDA(RCDA):
         clustering: "region": the weights of RCDA are the softmax over all (y, x) of ``q_row . k_row[x] + q_col . k_col[y]``;
             over clusters this is the softmax over m of ``q_row . k_row[m] + q_col . k_col[m]``. "window", the released code's form:
             two softmaxes over m, of queries averaged over rows and over columns, multiplied.
-        smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
+        others: the other options of :class:`enact.EntropyClustering`.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, clustering: str, smoothing_sigma: float):
+    def __init__(self, embed_dim: int, num_heads: int, clustering: str = "region", **others: Any):
         super().__init__(embed_dim, num_heads)
-        self.W_prob = EntropyClustering(embed_dim, clustering, smoothing_sigma)
+        self.W_prob = EntropyClustering(embed_dim, clustering, **others)
 
     def forward(
         self, query_row: Tensor, query_col: Tensor, key_row: Tensor, key_col: Tensor, value: Tensor, mask: Tensor

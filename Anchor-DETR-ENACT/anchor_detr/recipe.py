@@ -3,6 +3,7 @@
 import math
 from argparse import Namespace
 
+from common.cli.arguments import CLUSTERING, clustering_of
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
 from common.evaluation.postprocess import sigmoid_detections
@@ -33,8 +34,7 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> Ancho
         spatial_prior=args.spatial_prior,
         num_feature_levels=args.num_feature_levels,
         decoupled=args.attention_type == "RCDA",
-        clustering=args.clustering,
-        smoothing_sigma=args.smoothing_sigma,
+        **clustering_of(args),
     )
     backbone = build_backbone(args, load_backbone, ("layer2", "layer3", "layer4") if several else ())
     return AnchorDETR(backbone, transformer, aux_loss=not args.no_aux_loss)
@@ -58,7 +58,7 @@ DETECTOR = Detector(
     record=record,
     demo=DEMO_OPTIONS,
     architecture=(*ARCHITECTURE, *OWN_ARCHITECTURE),
-    changeable=("clustering", "smoothing_sigma"),
+    changeable=CLUSTERING,
     plain={"clustering": ("none", "W_prob")},
     compiled=(r"backbone\.body", r"transformer\.decoder_layers\.\d+"),
 )

@@ -4,7 +4,7 @@ Shapes: B images, S feature levels, H x W pixels of each, N = H * W, Q queries (
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,22 +92,20 @@ class EncoderLayer(nn.Module):
         options: size and form.
         decoupled: RCDA instead of ordinary multi-head attention.
         clustering: "region", "window" or "none".
-        smoothing_sigma: standard deviation of ENACT's Gaussian, in pixels.
+        others: the other options of :class:`enact.EntropyClustering`.
     """
 
-    def __init__(self, options: TransformerOptions, decoupled: bool, clustering: str, smoothing_sigma: float):
+    def __init__(self, options: TransformerOptions, decoupled: bool, clustering: str, **others: Any):
         super().__init__()
         d_model, nhead, dropout = options.d_model, options.nhead, options.dropout
         self.decoupled = decoupled
         if decoupled:
             plain = clustering == "none"
-            self.self_attn = RCDA(d_model, nhead) if plain else ClusteredRCDA(d_model, nhead, clustering, smoothing_sigma)
+            self.self_attn = RCDA(d_model, nhead) if plain else ClusteredRCDA(d_model, nhead, clustering=clustering, **others)
         elif clustering == "none":
             self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
         else:
-            self.self_attn = ClusteredAttention(
-                d_model, nhead, dropout, batch_first=True, clustering=clustering, smoothing_sigma=smoothing_sigma
-            )
+            self.self_attn = ClusteredAttention(d_model, nhead, dropout, batch_first=True, clustering=clustering, **others)
         self.dropout1 = nn.Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.ffn = FFN(options)

@@ -111,7 +111,7 @@ def test_region_with_one_pixel_per_cluster_is_the_joint_softmax(monkeypatch):
     """``region`` is exact attention over the clusters: with clusters of one pixel, attention over the pixels."""
     one_pixel_per_cluster(monkeypatch)
     src, row, col = inputs(5, 6)
-    layer = randomised(ClusteredRCDA(D, HEADS, "region", 1.0))
+    layer = randomised(ClusteredRCDA(D, HEADS, "region", smoothing_sigma=1.0))
     flat = (src + row).flatten(1, 2), (src + col).flatten(1, 2)
     out = layer(*flat, src + row, src + col, src, torch.zeros(2, 5, 6, dtype=torch.bool))
     torch.testing.assert_close(out, joint(layer, src, row, col, averaged=False), rtol=0, atol=1e-12)
@@ -130,7 +130,7 @@ def test_plain_rcda_is_a_joint_softmax_that_factorises():
 def test_clusters_come_from_the_row_keys_alone(clustering):
     """Paper, 4.2: other column keys change the attention but neither the regions nor the weights."""
     src, row, col = inputs(6, 7)
-    layer = randomised(ClusteredRCDA(D, HEADS, clustering, 1.0))
+    layer = randomised(ClusteredRCDA(D, HEADS, clustering, smoothing_sigma=1.0))
     mask = padding(6, 7)
     found = []
     layer.W_prob.register_forward_hook(lambda module, args, clusters: found.append(clusters))
@@ -147,7 +147,7 @@ def test_window_is_the_released_form():
     height, width = 6, 7
     src, row, col = inputs(height, width)
     mask = padding(height, width)
-    layer = randomised(ClusteredRCDA(D, HEADS, "window", 1.0))
+    layer = randomised(ClusteredRCDA(D, HEADS, "window", smoothing_sigma=1.0))
     found = []
     layer.W_prob.register_forward_hook(lambda module, args, clusters: found.append(clusters))
     flat = (src + row).flatten(1, 2), (src + col).flatten(1, 2)

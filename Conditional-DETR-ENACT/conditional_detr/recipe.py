@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from common.cli.arguments import CLUSTERING, clustering_of
 from common.detector import Detector
 from common.evaluation.postprocess import sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
@@ -17,7 +18,7 @@ from .transformer import Transformer
 
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> ConditionalDETR:
-    transformer = Transformer(build_transformer_options(args), args.clustering, args.smoothing_sigma)
+    transformer = Transformer(build_transformer_options(args), **clustering_of(args))
     return ConditionalDETR(transformer=transformer, **build_parts(args, num_classes, load_backbone))
 
 
@@ -36,7 +37,7 @@ DETECTOR = Detector(
     export=export,
     record=record,
     demo=DEMO_OPTIONS,
-    changeable=("clustering", "smoothing_sigma"),
+    changeable=CLUSTERING,
     plain={"clustering": ("none", "W_prob")},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),
 )

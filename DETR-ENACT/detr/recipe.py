@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from common.cli.arguments import CLUSTERING, clustering_of
 from common.cli.masks import MASK_ARCHITECTURE, MASK_CHANGEABLE, MASK_WEIGHTS
 from common.detector import ARCHITECTURE, Detector
 from common.evaluation.postprocess import softmax_detections
@@ -19,7 +20,7 @@ from .transformer import Transformer
 
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> DETR | Segmenter:
-    transformer = Transformer(build_transformer_options(args), args.clustering, args.smoothing_sigma)
+    transformer = Transformer(build_transformer_options(args), **clustering_of(args))
     return build_segmenter(args, DETR(transformer=transformer, **build_parts(args, num_classes + 1, load_backbone)))
 
 
@@ -39,7 +40,7 @@ DETECTOR = Detector(
     record=record,
     demo=DEMO_OPTIONS,
     architecture=(*ARCHITECTURE, *MASK_ARCHITECTURE, "pre_norm"),
-    changeable=("clustering", "smoothing_sigma", *MASK_CHANGEABLE),
+    changeable=(*CLUSTERING, *MASK_CHANGEABLE),
     plain={"clustering": ("none", "W_prob"), "masks": MASK_WEIGHTS},
     compiled=(r"backbone\.0\.body", r"transformer\.decoder\.layers\.\d+"),
 )

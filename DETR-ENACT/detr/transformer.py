@@ -3,6 +3,8 @@
 Shapes: L decoder layers, B images, N pixels, Q queries, d features.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from common.models.detr_decoder import TransformerDecoder
@@ -15,14 +17,13 @@ class Transformer(nn.Module):
 
     Args:
         options: size and form.
-        clustering: "region", "window" or "none", in the encoder.
-        smoothing_sigma: standard deviation of ENACT's Gaussian, in pixels.
+        clustering: of the encoder: what :class:`enact.TransformerEncoder` takes beside sizes.
     """
 
-    def __init__(self, options: TransformerOptions, clustering: str, smoothing_sigma: float):
+    def __init__(self, options: TransformerOptions, **clustering: Any):
         super().__init__()
         self.d_model = options.d_model
-        self.encoder = TransformerEncoder(**options.encoder(), clustering=clustering, smoothing_sigma=smoothing_sigma)
+        self.encoder = TransformerEncoder(**options.encoder(), **clustering)
         self.decoder = TransformerDecoder(options)
         for p in self.parameters():
             if p.dim() > 1:

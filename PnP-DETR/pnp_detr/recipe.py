@@ -3,6 +3,7 @@
 from argparse import Namespace
 from typing import Any
 
+from common.cli.arguments import CLUSTERING, clustering_of
 from common.cli.masks import MASK_ARCHITECTURE, MASK_CHANGEABLE, MASK_WEIGHTS
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
@@ -34,7 +35,7 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> PnPDE
     sampler = None
     if args.sampling == "pnp":
         sampler = Sampler(args.hidden_dim, pooled, args.score_pred_net, args.kproj_net, args.pos_embed_kproj)
-    transformer = Transformer(build_transformer_options(args), sampler, pooled, args.clustering, args.smoothing_sigma)
+    transformer = Transformer(build_transformer_options(args), sampler, pooled, **clustering_of(args))
     return build_segmenter(args, PnPDETR(args.sample_topk_ratio, bounds, transformer=transformer, **parts))
 
 
@@ -66,7 +67,7 @@ DETECTOR = Detector(
         *(*ARCHITECTURE, *MASK_ARCHITECTURE),
         *("pre_norm", "sampling", "score_pred_net", "kproj_net", "pos_embed_kproj", "unsample_abstract_number"),
     ),
-    changeable=("clustering", "smoothing_sigma", "sample_topk_ratio", *MASK_CHANGEABLE),
+    changeable=(*CLUSTERING, "sample_topk_ratio", *MASK_CHANGEABLE),
     plain={"clustering": ("none", "W_prob"), "sampling": ("none", "sampler"), "masks": MASK_WEIGHTS},
     fresh=dict.fromkeys(("sampling", "score_pred_net", "kproj_net", "unsample_abstract_number"), ("sampler",)),
     evaluations=evaluations,

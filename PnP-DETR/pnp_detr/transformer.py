@@ -3,6 +3,8 @@
 Shapes: L decoder layers, B images, H x W pixels, N = H * W, Q queries, d features.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from common.models.detr_decoder import TransformerDecoder
@@ -19,18 +21,13 @@ class Transformer(nn.Module):
         options: size and form.
         sampler: None for DETR.
         num_pooled: of the sampler's vectors: ENACT leaves them as they are, since they are clusters already.
-        clustering: "region", "window" or "none", of the polled pixels.
-        smoothing_sigma: standard deviation of ENACT's Gaussian, in polled pixels.
+        clustering: of the polled pixels: what :class:`enact.TransformerEncoder` takes beside sizes.
     """
 
-    def __init__(
-        self, options: TransformerOptions, sampler: Sampler | None, num_pooled: int, clustering: str, smoothing_sigma: float
-    ):
+    def __init__(self, options: TransformerOptions, sampler: Sampler | None, num_pooled: int, **clustering: Any):
         super().__init__()
         self.d_model = options.d_model
-        self.encoder = TransformerEncoder(
-            **options.encoder(), clustering=clustering, smoothing_sigma=smoothing_sigma, unclustered=num_pooled if sampler else 0
-        )
+        self.encoder = TransformerEncoder(**options.encoder(), **clustering, unclustered=num_pooled if sampler else 0)
         self.decoder = TransformerDecoder(options)
         for p in self.parameters():
             if p.dim() > 1:

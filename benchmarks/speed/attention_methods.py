@@ -54,7 +54,8 @@ def _multi_head(args: Namespace, height: int, width: int, device: torch.device) 
     """Multi-head attention of DETR and Conditional DETR: query = key = features + positions, value = features."""
     positions = PositionEmbeddingSine(args.hidden_dim)(_no_padding(args, height, width, device)).flatten(1, 2)
     plain = nn.MultiheadAttention(args.hidden_dim, args.nheads, batch_first=True, device=device)
-    region, window = (ClusteredAttention.from_attention(plain, c, args.smoothing_sigma) for c in (REGION, WINDOW))
+    sigma = {"smoothing_sigma": args.smoothing_sigma}
+    region, window = (ClusteredAttention.from_attention(plain, clustering=c, **sigma) for c in (REGION, WINDOW))
     _share(region.W_prob, window.W_prob)
     prob = nn.Linear(args.hidden_dim, 1, device=device)
     _share(region.W_prob, prob)
@@ -78,7 +79,8 @@ def _decoupled(args: Namespace, height: int, width: int, device: torch.device) -
     plain = RCDA(args.hidden_dim, args.nheads).to(device)
     modules = {PLAIN: plain}
     for clustering in (REGION, WINDOW):
-        modules[clustering] = ClusteredRCDA(args.hidden_dim, args.nheads, clustering, args.smoothing_sigma).to(device)
+        rcda = ClusteredRCDA(args.hidden_dim, args.nheads, clustering, smoothing_sigma=args.smoothing_sigma)
+        modules[clustering] = rcda.to(device)
         modules[clustering].in_proj_weight, modules[clustering].in_proj_bias = plain.in_proj_weight, plain.in_proj_bias
         modules[clustering].out_proj = plain.out_proj
     _share(modules[REGION].W_prob, modules[WINDOW].W_prob)

@@ -30,6 +30,8 @@ DEMO = {
     "lr_drop": 6,
 }
 
+CLUSTERING = ("clustering", "smoothing_sigma", "capacity")  # ENACT's options
+
 
 class Parser(argparse.ArgumentParser):
     """Reports mistakes as one sentence."""
@@ -55,6 +57,11 @@ def number(kind: type, least: float, exclusive: bool = False, most: float = math
         return value
 
     return convert
+
+
+def capacity(text: str) -> int | str:
+    """An argparse type: "auto" or a number of clusters."""
+    return text if text == "auto" else number(int, 1)(text)
 
 
 def cores() -> int:
@@ -167,3 +174,14 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
         default=smoothing_sigma,
         help="deviation of the Gaussian that smooths the information (default: %(default)s)",
     )
+    group.add_argument(
+        "--capacity",
+        type=capacity,
+        metavar="auto|M",
+        help="fixed number of clusters per image, for --compile and --export; what exceeds it joins the last one (default: exact)",
+    )
+
+
+def clustering_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_clustering_options`, by name."""
+    return {name: getattr(args, name) for name in CLUSTERING}

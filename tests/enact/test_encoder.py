@@ -16,12 +16,12 @@ both_norms = pytest.mark.parametrize("normalize_before", [False, True], ids=["po
 def test_encoder_is_that_of_torch_with_other_attention(clustering, normalize_before):
     """Without positions, and with the same parameters under the same names, it equals nn.TransformerEncoder, patched or plain."""
     torch.manual_seed(0)
-    encoder = TransformerEncoder(16, 2, 2, 32, 0.0, "gelu", normalize_before, clustering).double()
+    encoder = TransformerEncoder(16, 2, 2, 32, 0.0, "gelu", normalize_before, clustering=clustering).double()
     layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True, norm_first=normalize_before)
     norm = nn.LayerNorm(16) if normalize_before else None
     other = nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False).double()
     if clustering != "none":
-        patch(other, clustering)
+        patch(other, clustering=clustering)
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.3)
     other.load_state_dict(encoder.state_dict())

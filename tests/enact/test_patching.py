@@ -44,7 +44,8 @@ def test_fused_kernels_do_not_bypass_the_clustering(clustering, norm_first, patc
     model = encoder(norm_first) if patched == "encoder" else encoder(norm_first).layers[0]
     src, padding = encoder_input()
     plain = model(src, src_key_padding_mask=padding)
-    assert enact.patch(model, clustering, 1.0) == [name for name, m in model.named_modules() if isinstance(m, ClusteredAttention)]
+    names = enact.patch(model, clustering=clustering, smoothing_sigma=1.0)
+    assert names == [name for name, m in model.named_modules() if isinstance(m, ClusteredAttention)]
     spread(model)
     for mask in (None, padding, padding.sort(1).values):  # torch makes a nested tensor of sequences that are padded at the end only
         with enact.record(model.train()) as clusters:
@@ -61,7 +62,7 @@ def test_vision_transformer_of_torchvision(clustering):
     """One line plugs into a model of another library, in evaluation and in training."""
     torch.manual_seed(0)
     model = vision_transformer()
-    names = enact.patch(model, clustering, 1.0)
+    names = enact.patch(model, clustering=clustering, smoothing_sigma=1.0)
     assert names == [f"encoder.layers.encoder_layer_{i}.self_attention" for i in (0, 1)]
     images = torch.randn(2, 3, 32, 32)
     nn.init.normal_(model.heads.head.weight)
@@ -147,7 +148,7 @@ def test_parameters_are_shared(training, dtype, device, options):
     model = nn.Sequential(nn.MultiheadAttention(8, 2, dtype=dtype, device=device, **options)).train(training)
     model[0].out_proj.weight.requires_grad_(False)
     plain = model[0]
-    enact.patch(model, "window", 5.0)
+    enact.patch(model, clustering="window", smoothing_sigma=5.0)
     parameters = dict(model[0].named_parameters())
     assert all(parameters.pop(name) is parameter for name, parameter in plain.named_parameters())
     assert set(parameters) == {"W_prob.weight", "W_prob.bias"}

@@ -97,7 +97,7 @@ def test_tensor_float_is_for_training_unless_it_is_asked_for(dataset, monkeypatc
     calls, nothing = [], lambda *args: None
     for name in ("check", "build_accelerator", "run_training", "run_evaluation"):
         monkeypatch.setattr(f"common.cli.run.{name}", nothing)
-    monkeypatch.setattr("common.cli.run._is_on_cpu", lambda args: False)
+    monkeypatch.setattr("common.cli.run.chosen_device", lambda args: torch.device("cuda"))
     monkeypatch.setattr("common.cli.run.set_tf32", calls.append)
     assert run_here(EXAMPLE, *argv, "--coco_path", dataset) == 0
     assert calls == [allowed]

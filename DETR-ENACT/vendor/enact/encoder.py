@@ -3,6 +3,8 @@
 Shapes: B images, N pixels, d features.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +18,8 @@ class TransformerEncoderLayer(nn.Module):
         d_model, nhead, dim_feedforward, dropout, activation ("relu" or "gelu"): as in ``nn.TransformerEncoderLayer``.
         normalize_before: normalise before each part (pre-norm) instead of after it.
         clustering: "region", "window", or "none" for plain attention.
-        smoothing_sigma: standard deviation of the Gaussian that smooths the information, in pixels.
         unclustered: so many keys at the end stay as they are, see :class:`ClusteredAttention`.
+        options: the other ones of :class:`EntropyClustering`.
     """
 
     def __init__(
@@ -29,21 +31,15 @@ class TransformerEncoderLayer(nn.Module):
         activation: str = "relu",
         normalize_before: bool = False,
         clustering: str = "region",
-        smoothing_sigma: float = 3.0,
         unclustered: int = 0,
+        **options: Any,
     ):
         super().__init__()
         if clustering == "none":
             self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
         else:
             self.self_attn = ClusteredAttention(
-                d_model,
-                nhead,
-                dropout,
-                batch_first=True,
-                clustering=clustering,
-                smoothing_sigma=smoothing_sigma,
-                unclustered=unclustered,
+                d_model, nhead, dropout, batch_first=True, unclustered=unclustered, clustering=clustering, **options
             )
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = nn.Dropout(dropout)
@@ -88,9 +84,7 @@ class TransformerEncoder(nn.Module):
         dropout: float = 0.1,
         activation: str = "relu",
         normalize_before: bool = False,
-        clustering: str = "region",
-        smoothing_sigma: float = 3.0,
-        unclustered: int = 0,
+        **options: Any,
     ):
         super().__init__()
         self.layers = nn.ModuleList(
@@ -101,9 +95,7 @@ class TransformerEncoder(nn.Module):
                 dropout=dropout,
                 activation=activation,
                 normalize_before=normalize_before,
-                clustering=clustering,
-                smoothing_sigma=smoothing_sigma,
-                unclustered=unclustered,
+                **options,
             )
             for _ in range(num_layers)
         )

@@ -7,6 +7,7 @@ the front before the signal is smoothed and cut, so that an image's clusters do 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ class Clusters:
         index: (B, N) long, the cluster of each pixel, ascending along the sequence.
         weight: (B, N) weight of each pixel in its cluster (eq. 7); sums to 1 per cluster, 0 at padding and at dropped pixels.
         count: (B,) long, number of clusters per image.
-        size: M, the largest count.
-        ragged: whether the counts differ, so that some of the M rows are absent in some images.
+        size: M, the largest count, or the capacity.
+        ragged: whether some of the M rows may be absent in some images.
     """
 
     information: Tensor
@@ -65,23 +66,41 @@ class EntropyClustering(nn.Linear):
         clustering: "region", the paper's clusters of equal sign of the second derivative; or "window", equal windows of the mean
             region length, as in the authors' released code.
         smoothing_sigma: standard deviation of the Gaussian, in pixels of the sequence.
+        capacity: None: M is the largest number of clusters in the batch, which costs one device synchronisation. A number, or
+            "auto" for :func:`auto_capacity`: M is that, whatever the images hold, and nothing waits; the surplus joins the last
+            cluster. For ``torch.compile(fullgraph=True)``, CUDA graphs, ``torch.export`` and ONNX.
+
+    Raises:
+        ValueError: an option has an impossible value.
     """
 
-    def __init__(self, embed_dim: int, clustering: str = "region", smoothing_sigma: float = 3.0, device=None, dtype=None):
+    def __init__(
+        self,
+        embed_dim: int,
+        clustering: str = "region",
+        smoothing_sigma: float = 3.0,
+        capacity: int | Literal["auto"] | None = None,
+        device=None,
+        dtype=None,
+    ):
         if clustering not in CLUSTERINGS:
             raise ValueError(f"clustering must be one of {', '.join(CLUSTERINGS)}, not {clustering!r}")
         if not smoothing_sigma >= 1:
             raise ValueError(f"smoothing_sigma must be at least 1 pixel, not {smoothing_sigma}")
+        if capacity not in (None, "auto") and not (isinstance(capacity, int) and capacity >= 1):
+            raise ValueError(f'capacity must be None, "auto" or at least 1 cluster, not {capacity!r}')
         super().__init__(embed_dim, 1, device=device, dtype=dtype)
         self.clustering = clustering
         self.smoothing_sigma = smoothing_sigma
+        self.capacity = capacity
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, clustering={self.clustering!r}, smoothing_sigma={self.smoothing_sigma}"
+        options = f"clustering={self.clustering!r}, smoothing_sigma={self.smoothing_sigma}, capacity={self.capacity!r}"
+        return f"{super().extra_repr()}, {options}"
 
     def forward(self, key: Tensor, key_padding_mask: Tensor | None = None) -> Clusters:
         """Clusters the pixels of key (B, N, d), positional encodings included; key_padding_mask (B, N) bool, True = padding.
@@ -93,11 +112,26 @@ class EntropyClustering(nn.Linear):
             # Not a matrix product, nor a sum over strided memory such as that of `flatten(2).transpose(1, 2)`: both may add up the
             # last rows in another order, and equal keys must get equal bits.
             logits = (key.to(dtype) * self.weight.to(dtype)).contiguous().sum(-1) + self.bias.to(dtype)
-            return cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma)
+            capacity = auto_capacity(key.shape[1], self.smoothing_sigma) if self.capacity == "auto" else self.capacity
+            return cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma, capacity)
 
 
-def cluster(logits: Tensor, key_padding_mask: Tensor | None, clustering: str, smoothing_sigma: float) -> Clusters:
-    """Steps from one score per pixel, logits (B, N), to clusters and weights (eq. 3 to 7). One device synchronisation."""
+def auto_capacity(num_pixels: int, smoothing_sigma: float) -> int:
+    """So many clusters that N pixels hardly ever have more.
+
+    The smoothed signal of independent pixels has regions of about 2 sigma pixels (Rice's formula: pi sigma / sqrt(2.5)), that of
+    dependent ones has longer ones. Here is room for regions of 1.5 sigma, and for eight more: in small maps the number varies most.
+    """
+    return num_pixels // int(1.5 * smoothing_sigma) + 8
+
+
+def cluster(
+    logits: Tensor, key_padding_mask: Tensor | None, clustering: str, smoothing_sigma: float, capacity: int | None = None
+) -> Clusters:
+    """Steps from one score per pixel, logits (B, N), to clusters and weights (eq. 3 to 7).
+
+    One device synchronisation, or none with a capacity.
+    """
     batch, n = logits.shape
     position = torch.arange(n, device=logits.device).expand(batch, n)
     information = packed = self_information(logits, key_padding_mask)
@@ -122,10 +156,14 @@ def cluster(logits: Tensor, key_padding_mask: Tensor | None, clustering: str, sm
     if dropped is not None:
         kept = ~dropped.gather(1, position)
         valid = kept if valid is None else valid & kept
-    counts = count.tolist()  # the one synchronisation: M is the size of everything that follows
-    size = max(counts)
+    if capacity is None:
+        counts = count.tolist()  # the one synchronisation: M is the size of everything that follows
+        size, ragged = max(counts), min(counts) < max(counts)
+    else:
+        size, ragged = capacity, True
+        index, count = index.clamp(max=size - 1), count.clamp(max=size)
     weight = _softmax_in_clusters(smoothed, index, valid, size)
-    return Clusters(information, smoothed, index, weight, count, size, ragged=min(counts) < size)
+    return Clusters(information, smoothed, index, weight, count, size, ragged)
 
 
 def _packing(valid: Tensor) -> tuple[Tensor, Tensor]:
