@@ -6,7 +6,7 @@ from argparse import Namespace
 from common.cli.arguments import CLUSTERING, clustering_of
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
-from common.evaluation.postprocess import sigmoid_detections
+from common.evaluation.postprocess import PostProcess, sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
 from common.models.backbone import build_backbone
@@ -51,7 +51,7 @@ DETECTOR = Detector(
     add_arguments=add_arguments,
     build_model=build_model,
     build_criterion=build_losses,
-    build_postprocess=lambda args: sigmoid_detections,
+    build_postprocess=lambda args: PostProcess(sigmoid_detections),
     reveal=reveal,
     adapt=adapt,
     export=export,

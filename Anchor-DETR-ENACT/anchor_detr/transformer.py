@@ -175,4 +175,4 @@ class DecoderLayer(nn.Module):
             out = self.cross_attn(q, keys.both, value, key_padding_mask=mask.flatten(1), need_weights=False)[0]
         if self.level_fc is None:
             return out
-        return self.level_fc(out.unflatten(0, (len(tgt), -1)).transpose(1, 2).flatten(2))
+        return self.level_fc(out.unflatten(0, (tgt.shape[0], -1)).transpose(1, 2).flatten(2))

@@ -42,7 +42,7 @@ class Transformer(nn.Module):
             What the decoder layers put out (L, B, Q, d), and the reference points (B, Q, 2), x and y in (0, 1).
         """
         memory = self.encoder(src, mask, pos)
-        query_pos = query_embed.expand(len(src), -1, -1)
+        query_pos = query_embed.expand(src.shape[0], -1, -1)
         return self.decoder(torch.zeros_like(query_pos), memory, mask, pos, query_pos)
 
 

@@ -82,7 +82,7 @@ class DACDETR(DetectionModel):
         heads = (self.class_embed[-1], self.bbox_embed[-1])
         chosen = transformer.propose(memory, levels, *heads, number=len(self.query_embed.weight), with_classes=False)
         queries = chosen.tokens.shape[1]
-        tgt, reference, absent = self.query_embed.weight[:queries].expand(len(memory), -1, -1), chosen.reference, chosen.absent
+        tgt, reference, absent = self.query_embed.weight[:queries].expand(memory.shape[0], -1, -1), chosen.reference, chosen.absent
         denoising = self._denoising(targets, queries)
         if denoising:
             tgt, reference = torch.cat((denoising.content, tgt), dim=1), torch.cat((denoising.reference, reference), dim=1)

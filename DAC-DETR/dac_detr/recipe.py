@@ -1,14 +1,14 @@
 """How DAC-DETR is built from its options."""
 
 from argparse import Namespace
-from typing import Any
+from functools import partial
 
 from common.cli.deformable import (
     DEFORMABLE_ARCHITECTURE,
     parameter_rates,
 )
 from common.detector import ARCHITECTURE, Detector
-from common.evaluation.postprocess import sigmoid_detections
+from common.evaluation.postprocess import PostProcess, sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
 from common.models.assembly import build_levels, check_levels
@@ -21,7 +21,7 @@ from .denoising import Noise
 from .model import DACDETR
 from .options import DEMO_OPTIONS, NAME, add_arguments
 from .pictures import pictures, record
-from .postprocess import MOST_DETECTIONS, suppressed_detections
+from .postprocess import CANDIDATES, MOST_DETECTIONS, unsuppressed
 from .transformer import Transformer
 
 
@@ -41,10 +41,10 @@ def build_losses(args: Namespace, num_classes: int) -> SetCriterion:
     return build_criterion(args, FocalLoss(args.focal_alpha), args.num_queries, DACCriterion, ice=args.ice)
 
 
-def build_postprocess(args: Namespace) -> Any:
+def build_postprocess(args: Namespace) -> PostProcess:
     if args.nms:
-        return suppressed_detections
-    return lambda outputs, orig_sizes: sigmoid_detections(outputs, orig_sizes, k=MOST_DETECTIONS)
+        return PostProcess(partial(sigmoid_detections, k=CANDIDATES), unsuppressed)
+    return PostProcess(partial(sigmoid_detections, k=MOST_DETECTIONS))
 
 
 def parameter_groups(args: Namespace, images_per_step: int) -> list[tuple[str, float]]:

@@ -9,13 +9,14 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from common.cli.restore import restore
+from common.evaluation.postprocess import PostProcess, sigmoid_detections
 from common.losses.criterion import Criterion
 from common.models.backbone import Backbone
 from common.models.levels import flatten_levels
 from common.models.sizes import SWINS
 from common.training.state import group_parameters
 from dac_detr.denoising import Noise
-from dac_detr.postprocess import suppressed_detections
+from dac_detr.postprocess import unsuppressed
 from dac_detr.recipe import DETECTOR
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
@@ -202,7 +203,8 @@ def test_suppression_is_by_class_and_by_overlap():
     boxes = torch.tensor([row(0.5), row(0.5 * 0.81), row(0.5 * 0.79)])[None, None]
     logits = torch.full((1, 1, 3, 4), -9.0)
     logits[0, 0, 0, 1], logits[0, 0, 1, 1], logits[0, 0, 2, 1], logits[0, 0, 1, 2] = 3.0, 2.0, 1.0, 2.5
-    [found] = suppressed_detections({"pred_logits": logits, "pred_boxes": boxes}, torch.tensor([[100, 100]]))
+    postprocess = PostProcess(sigmoid_detections, unsuppressed)
+    [found] = postprocess({"pred_logits": logits, "pred_boxes": boxes}, torch.tensor([[100, 100]]))
     sure = [(label, round(score, 3)) for label, score in zip(found["labels"].tolist(), found["scores"].tolist()) if score > 0.5]
     assert sure == [(1, 0.953), (2, 0.924), (1, 0.731)]
     kept = found["boxes"][found["labels"] == 1]

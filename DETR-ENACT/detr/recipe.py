@@ -5,7 +5,7 @@ from argparse import Namespace
 from common.cli.arguments import CLUSTERING, clustering_of
 from common.cli.masks import MASK_ARCHITECTURE, MASK_CHANGEABLE, MASK_WEIGHTS
 from common.detector import ARCHITECTURE, Detector
-from common.evaluation.postprocess import softmax_detections
+from common.evaluation.postprocess import PostProcess, softmax_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import CrossEntropy
 from common.models.assembly import build_parts
@@ -33,7 +33,7 @@ DETECTOR = Detector(
     add_arguments=add_arguments,
     build_model=build_model,
     build_criterion=build_losses,
-    build_postprocess=lambda args: softmax_detections,
+    build_postprocess=lambda args: PostProcess(softmax_detections),
     reveal=reveal,
     adapt=adapt,
     export=export,

@@ -3,6 +3,7 @@
 Shapes: B images, H x W pixels of the feature map, N = H * W, d features, S polled pixels, M pooled vectors.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -126,8 +127,11 @@ def poll(scores: Tensor, mask: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     """
     counts = ((~mask).sum(1).float() * ratio).long()
     order = scores.masked_fill(mask, -1.0).argsort(dim=1, descending=True, stable=True)
-    # The one synchronisation: S is the size of everything that follows. A sequence has a slot even where it is surplus.
-    most = max(1, *counts.tolist())
+    # S is the size of everything that follows. A sequence has a slot even where it is surplus.
+    if torch.compiler.is_compiling():  # for any image of that size: rounded up, in whole numbers
+        most = scores.shape[1] * math.ceil(ratio * 1000) // 1000 + 1
+    else:
+        most = max(1, *counts.tolist())  # the one synchronisation
     tokens = order[:, :most]
     surplus = torch.arange(most, device=scores.device) >= counts[:, None]
     # Surplus slots go to the end of the sequence.

@@ -2,7 +2,6 @@
 
 import math
 from argparse import Namespace
-from functools import partial
 
 from common.cli.deformable import (
     DEFORMABLE_ARCHITECTURE,
@@ -10,7 +9,7 @@ from common.cli.deformable import (
 )
 from common.detector import ARCHITECTURE, Detector
 from common.errors import UserError
-from common.evaluation.postprocess import sigmoid_detections
+from common.evaluation.postprocess import PostProcess, sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
 from common.models.assembly import build_levels, check_levels
@@ -69,7 +68,7 @@ DETECTOR = Detector(
     add_arguments=add_arguments,
     build_model=build_model,
     build_criterion=build_losses,
-    build_postprocess=lambda args: partial(sigmoid_detections, k=100),
+    build_postprocess=lambda args: PostProcess(sigmoid_detections),
     reveal=reveal,
     adapt=adapt,
     export=export,

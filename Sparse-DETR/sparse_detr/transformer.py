@@ -101,7 +101,7 @@ class Transformer(DeformableTransformer):
 
     def learned_queries(self, query_embed: Tensor, levels: Levels) -> Queries:
         """One-stage: query_embed (Q, 2 d), the same in every image."""
-        query_pos, tgt = (x.expand(len(levels.src), -1, -1) for x in query_embed.chunk(2, dim=1))
+        query_pos, tgt = (x.expand(levels.src.shape[0], -1, -1) for x in query_embed.chunk(2, dim=1))
         return Queries(tgt, query_pos, in_full_precision(self.reference_points, query_pos).sigmoid())
 
     def proposed_queries(self, memory: Tensor, levels: Levels, class_embed: nn.Module, bbox_embed: nn.Module) -> Queries:

@@ -106,7 +106,7 @@ class Levels:
         """
         sides = [PROPOSAL_SIDE * 2**level for level, _ in enumerate(self.shapes)]
         side = torch.cat([self.centres.new_full((h * w,), side) for side, (h, w) in zip(sides, self.shapes, strict=True)])
-        boxes = torch.cat((self.centres, side[:, None, None].expand(-1, len(self.src), 2).transpose(0, 1)), dim=-1)
+        boxes = torch.cat((self.centres, side[:, None, None].expand(-1, self.src.shape[0], 2).transpose(0, 1)), dim=-1)
         valid = ((boxes > MARGIN) & (boxes < 1 - MARGIN)).all(-1) & ~self.mask
         return torch.where(valid[..., None], torch.logit(boxes), torch.inf)
 

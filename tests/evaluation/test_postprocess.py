@@ -1,11 +1,12 @@
 """From a model's outputs to detections, against a direct computation in plain Python."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from common.evaluation.postprocess import sigmoid_detections, softmax_detections
+from common.evaluation.postprocess import PostProcess, sigmoid_detections, softmax_detections
 
 LAYERS, BATCH, QUERIES, CLASSES = 2, 3, 5, 4
 SIZES = torch.tensor([[480, 640], [100, 30], [7, 9]])  # heights and widths
@@ -40,7 +41,7 @@ def test_softmax_detections_equal_the_direct_computation():
             score = max(probabilities)
             rows.append((score, probabilities.index(score), boxes[query]))
         expected.append(rows)
-    assert_detections(softmax_detections(outputs, SIZES), expected)
+    assert_detections(PostProcess(softmax_detections)(outputs, SIZES), expected)
 
 
 @pytest.mark.parametrize("k", [6, 100])
@@ -51,6 +52,6 @@ def test_sigmoid_detections_equal_the_direct_computation(k):
     for logits, boxes in zip(outputs["pred_logits"][-1].tolist(), outputs["pred_boxes"][-1].tolist()):
         pairs = [(1 / (1 + math.exp(-logits[q][c])), c, boxes[q]) for q in range(QUERIES) for c in range(CLASSES)]
         expected.append(sorted(pairs, key=lambda pair: -pair[0])[:k])
-    detections = sigmoid_detections(outputs, SIZES, k)
+    detections = PostProcess(partial(sigmoid_detections, k=k))(outputs, SIZES)
     assert [len(d["scores"]) for d in detections] == [min(k, QUERIES * CLASSES)] * BATCH
     assert_detections(detections, expected)

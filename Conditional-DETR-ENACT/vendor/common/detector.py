@@ -59,7 +59,7 @@ class Detector:
         add_arguments: adds its options to the common ones and sets its recipe as defaults.
         build_model: ``(args, num_classes, load_backbone)`` -> the model; ``load_backbone`` says whether to read pretrained weights.
         build_criterion: ``(args, num_classes)`` -> the losses.
-        build_postprocess: options -> ``(outputs, original sizes (B, 2)) -> detections per image``, see ``postprocess.py``.
+        build_postprocess: options -> what makes detections of the model's outputs.
         reveal: a state dict, published or its own -> the options that it tells, and ``num_classes``.
         adapt: such a state dict and the number of heads -> this model's state dict; its own comes back as it is.
         export: this model's state dict and the number of heads -> the published names.

@@ -125,7 +125,7 @@ def _mask_of(clusters: Clusters, key_padding_mask: Tensor | None, pixels: int, u
     """(B, 1, 1, M + U) bool, True = seen; None where all are."""
     present = clusters.present()
     if unclustered:
-        batch, device = len(clusters.count), clusters.count.device
+        batch, device = clusters.count.shape[0], clusters.count.device
         present = torch.ones(batch, clusters.size, dtype=torch.bool, device=device) if present is None else present
         others = torch.ones(batch, unclustered, dtype=torch.bool, device=device)
         if key_padding_mask is not None:  # an image may be without any pixel here

@@ -87,7 +87,7 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument("--information", action="store_true", help="with --predict: the self-information map beside each image")
     group.add_argument("--score_threshold", type=float, default=0.5, help="with --predict: least score of a box that is drawn")
     group.add_argument("--resume", metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL")
-    group.add_argument("--export", type=Path, metavar="PATH", help="write the resumed checkpoint under the published names")
+    group.add_argument("--export", type=Path, metavar="PATH", help="write the resumed checkpoint: .pth, .onnx or .pt2")
     group.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")
     group.add_argument("--output_dir", type=Path, default=Path("runs") / name, help="folder to write to (default: %(default)s)")
 

@@ -20,7 +20,7 @@ class TransformerDecoder(nn.Module):
 
     def forward(self, query_embed: Tensor, memory: Tensor, mask: Tensor, pos: Tensor) -> Tensor:
         """query_embed (Q, d), the same in every image; memory, pos (B, N, d); mask (B, N), True = padding -> (L, B, Q, d)."""
-        query_pos = query_embed.expand(len(memory), -1, -1)
+        query_pos = query_embed.expand(memory.shape[0], -1, -1)
         tgt, key = torch.zeros_like(query_pos), memory + pos
         outputs = []
         for layer in self.layers:

@@ -21,7 +21,6 @@ CHUNK = 2**24  # entries of the bags of a level that are made at once: 64 MB of 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # rows and columns from the upper left pixel
 
 
-@torch.compiler.disable  # a compiler gains nothing on these kernels, and spends minutes on the way to them
 def sample(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Sums, for every query and head, bilinear samples times their weights.
 
@@ -37,6 +36,18 @@ def sample(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, 
         (B, n, M * D).
     """
     return _Sampling.apply(value, locations, weights, tuple(shapes))
+
+
+def sample_by_grid(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """As :func:`sample`, in operators that compilers and ONNX know; it stores every sample."""
+    maps = value.split([height * width for height, width in shapes], dim=1)
+    out: Tensor | float = 0.0
+    for level, (part, (height, width)) in enumerate(zip(maps, shapes, strict=True)):
+        images = part.permute(0, 2, 3, 1).reshape(-1, part.shape[-1], height, width)  # (B M, D, H, W)
+        grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1) * 2 - 1
+        samples = F.grid_sample(images, grid, align_corners=False)  # (B M, D, n, P), zeros outside
+        out = out + (samples * weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+    return out.unflatten(0, (-1, value.shape[2])).flatten(1, 2).transpose(1, 2)
 
 
 class _Points(NamedTuple):

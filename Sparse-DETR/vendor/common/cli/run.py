@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch.utils.data import DataLoader
 
-from ..boundary.checkpoints import load_checkpoint, save_checkpoint
-from ..boundary.outputs import only_run_in, refuse_to_overwrite
+from ..boundary.checkpoints import load_checkpoint
+from ..boundary.outputs import only_run_in
 from ..data.coco import CocoDetection
-from ..data.coco_names import known_categories, told_categories
+from ..data.coco_names import known_categories
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..detector import Detector
@@ -31,10 +31,11 @@ from ..training import interrupts
 from ..training.loop import train
 from .categories import categories_of, checked
 from .device import build_accelerator, chosen_device
+from .export import run_export
 from .inherited import follow_checkpoint
 from .main import hang_up
 from .masks import has_masks, panoptic_folder
-from .options import CHANGEABLE, check, check_data, parse
+from .options import check, check_data, parse
 from .restore import build_model, keeps_classes, starting_weights
 
 DEMO_PICTURES = 12
@@ -162,17 +163,6 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
         predictor = Predictor(detector, model, args, categories, accelerator.device)
         draw_predictions(predictor, images, folder, score_threshold=args.score_threshold, information=args.information)
         print(f"{len(images)} pictures in {folder}")
-
-
-def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Writes the weights under the published names, with the options that the model was built with."""
-    refuse_to_overwrite(args.export, "--export")
-    model, _ = build_model(detector, args, checkpoint, checkpoint["num_classes"])
-    kept = (*detector.architecture, *CHANGEABLE, *detector.changeable)
-    options = {name: getattr(args, name) for name in kept if hasattr(args, name)}
-    exported = {"model": detector.export(model.state_dict(), args.nheads), "args": options}
-    save_checkpoint(args.export, exported | told_categories(checkpoint))
-    print(f"{len(exported['model'])} weights in {args.export}")
 
 
 def _processes(accelerator: Accelerator) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from .layers import in_full_precision
-from .sampling import sample
+from .sampling import sample, sample_by_grid
 
 COMPILED = "MultiScaleDeformableAttention"  # the module that the setup.py of Deformable DETR's operator installs
 
@@ -91,7 +91,10 @@ class DeformableAttention(nn.Module):
         attended = self._attend(query, reference, shapes)
         # Coordinates on bfloat16's grid would be half a pixel off, and more.
         value = value.to(attended.weights.dtype)
-        run = _sample_compiled if value.is_cuda and value.dtype == torch.float32 and _compiled() else sample
+        if torch.compiler.is_compiling():
+            run = sample_by_grid
+        else:
+            run = _sample_compiled if value.is_cuda and value.dtype == torch.float32 and _compiled() else sample
         return self.output_proj(run(value, shapes, *attended)), attended
 
     def _attend(self, query: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Attended:

@@ -39,7 +39,7 @@ def build_heads(d_model: int, num_classes: int, number: int, separate: bool) -> 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)) of x in [0, 1], numerator and denominator at least ``eps``."""
-    x = x.clamp(0, 1)
+    x = x.clamp(0.0, 1.0)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
