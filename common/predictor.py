@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .boundary.downloads import download, is_url
 from .data.images import as_rgb, read_image
 from .data.loading import Batch, pad_batch
 from .data.transforms import boxes_of, evaluation_transforms
@@ -58,8 +59,8 @@ class Predictor:
         """Detects the objects of an image, or of several.
 
         Args:
-            images: a path, a PIL image, an array (H, W, 3) uint8 RGB, a tensor (3, H, W) uint8 or float in [0, 1]; or a list of
-                such.
+            images: a path, an https URL, a PIL image, an array (H, W, 3) uint8 RGB, a tensor (3, H, W) uint8 or float in [0, 1]; or
+                a list of such.
             score_threshold: least score of what is returned.
             batch_size: images that are computed at once. They are padded to a common size, at whose border a backbone gives
                 slightly other features: with 1, the results do not depend on the neighbours.
@@ -129,6 +130,8 @@ def batch_of(images: Sequence[Image.Image], image_size: int) -> Batch:
 
 def as_image(image: ImageLike) -> Image.Image:
     """What stands for an image, as an RGB image; UserError where it is none."""
+    if is_url(image):
+        return read_image(download(image))
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
@@ -141,6 +144,6 @@ def as_image(image: ImageLike) -> Image.Image:
         image = image.permute(1, 2, 0).cpu().numpy()
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         form = f" of {image.shape} {image.dtype}" if isinstance(image, np.ndarray) else ""
-        accepted = "a path, a PIL image, an array (height, width, 3) uint8 RGB, or a tensor (3, height, width)"
+        accepted = "a path, an https URL, a PIL image, an array (height, width, 3) uint8 RGB, or a tensor (3, height, width)"
         raise UserError(f"a {type(image).__name__}{form} is no image: pass {accepted}")
     return Image.fromarray(np.ascontiguousarray(image))

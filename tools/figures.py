@@ -20,7 +20,8 @@ from common.cli.arguments import Parser, number
 from common.data.shapes_drawing import draw_image
 from common.errors import UserError
 from common.models.checkpoint import load_model
-from common.output.drawing import contact_sheet, save_image
+from common.output.drawing import save_image
+from common.output.panels import contact_sheet
 from common.predictor import batch_of
 from tools.framework_figure import Observation, draw_framework
 

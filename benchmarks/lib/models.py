@@ -13,10 +13,10 @@ from common.cli.restore import Restored, restore
 from common.data.loading import Batch
 from common.data.shapes import ensure_shapes_dataset
 from common.data.shapes_drawing import CLASSES
+from common.data.sources import find_sources
 from common.detector import Detector
 from common.errors import UserError
 from common.models.model import DetectionModel
-from common.output.predict import find_images
 from tools.detectors import DETECTORS, options
 
 
@@ -107,7 +107,7 @@ def images_of(folder: Path | None, count: int) -> list[Path]:
         folder = shapes() / "val2017"
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder: pass one with images")
-    return find_images([folder])[:count]
+    return [source.path for source in find_sources([folder])][:count]
 
 
 def shapes() -> Path:

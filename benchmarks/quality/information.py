@@ -44,7 +44,8 @@ from common.data.coco import CocoDetection
 from common.data.images import read_image
 from common.data.loading import Batch, build_dataset, collate
 from common.errors import UserError
-from common.output.drawing import PALETTE, information_map
+from common.output.drawing import PALETTE
+from common.output.panels import information_map
 from common.predictor import batch_of
 
 NAME = "quality/information"

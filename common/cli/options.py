@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Options of one call, which a resumed run does not take over from the one before.
 PER_CALL = {
-    *("coco_path", "coco_panoptic_path", "demo", "eval", "export", "predict", "information", "score_threshold"),
+    *("coco_path", "coco_panoptic_path", "demo", "eval", "export", "predict", "information", "score_threshold", "save_json"),
     *("resume", "finetune", "output_dir"),
     *("device", "num_workers", "channels_last", "compile", "tf32"),
 }

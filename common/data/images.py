@@ -5,9 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image does, of whatever name; it may be broken all the same."""
+    try:
+        with Image.open(path) as image:
+            return image.format != "MPEG"  # which Pillow knows and cannot read
+    except UnidentifiedImageError:
+        return False
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return True  # of which open_image tells why it cannot be read
 
 
 @contextlib.contextmanager
@@ -21,7 +32,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image ({error}): repair it or remove it from the dataset") from error
+        raise UserError(f"{path} is not a readable image ({error}): repair it or leave it out") from error
 
 
 def read_image(path: Path) -> Image.Image:

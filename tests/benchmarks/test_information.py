@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.lib.cli import main
-from benchmarks.lib.models import trained
+from benchmarks.lib.models import images_of, trained
 from benchmarks.quality import information
 from benchmarks.quality.information import (
     annotated_samples,
@@ -25,7 +25,6 @@ from benchmarks.quality.information import (
 )
 from common.boundary.checkpoints import load_checkpoint
 from common.data.loading import build_dataset, collate
-from common.output.predict import find_images
 from tests.tiny_checkpoints import tiny_checkpoint
 from tools.detectors import CLUSTERED
 
@@ -145,7 +144,7 @@ def test_images_without_annotations_show_detections_and_measure_nothing(clustere
     assert (tmp_path / "out" / "information-cpu.png").is_file()
     loaded = load(path)
     loaded.args.score_threshold = 0.0
-    [sample] = detected_samples(loaded, find_images([dataset / "val2017"])[:1])
+    [sample] = detected_samples(loaded, images_of(dataset / "val2017", 1))
     _, outputs = maps(loaded, sample.batch)
     known = {tuple(box) for box in outputs["pred_boxes"][-1, 0].numpy().round(3).tolist()}
     assert {tuple(box) for box in sample.boxes.numpy().round(3).tolist()} == known

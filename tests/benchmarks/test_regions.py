@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks.lib.cli import main
-from benchmarks.lib.models import before_training, demo, trained
+from benchmarks.lib.models import before_training, demo, images_of, trained
 from benchmarks.quality.regions import NAME, agreement, draw, measure, noise_length, records_of, run, run_lengths, steps
 from common.boundary.checkpoints import load_checkpoint
-from common.output.predict import find_images
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint, tiny_published
 from tools.detectors import CLUSTERED  # puts the detectors' packages on the path
@@ -47,7 +46,7 @@ def slow_step(key: np.ndarray, weight: np.ndarray, bias: float, sigma: int) -> l
 def test_agreement_is_what_a_slow_loop_finds(dataset, tmp_path):
     """The row and column keys of every layer, with the layer's own weights, as the paper's equations say; and what chance gives."""
     loaded = load(tiny_checkpoint(tmp_path / "x.pth", DECOUPLED, 1))
-    images = find_images([dataset / "val2017"])[:2]
+    images = images_of(dataset / "val2017", 2)
     with torch.no_grad():
         loaded.model.transformer.adapt_pos1d[-1].weight *= 10  # else the features outweigh the positions, and all agree
     met = []
@@ -71,7 +70,7 @@ def test_rows_and_columns_agree_wholly_where_their_positions_are_equal(dataset, 
     """The yardstick's upper end: without positions both keys are the features."""
     loaded = load(tiny_checkpoint(tmp_path / "x.pth", DECOUPLED, 1))
     nn.init.zeros_(loaded.model.transformer.adapt_pos1d[-1].weight)
-    layers = measure(loaded, find_images([dataset / "val2017"]))["layers"]
+    layers = measure(loaded, images_of(dataset / "val2017", 5))["layers"]
     assert [layer["agreement"] for layer in layers] == [[1.0] * 5] * 2
 
 
@@ -96,7 +95,7 @@ def test_run_lengths_and_those_of_noise():
 def test_counts_and_lengths_are_those_of_the_models_clusters(clustered, dataset, tmp_path):
     """What is reported is what the layers pool: their clusters, image by image, which together hold every pixel."""
     loaded = load(tiny_checkpoint(tmp_path / "x.pth", clustered, 1))
-    images = find_images([dataset / "val2017"])
+    images = images_of(dataset / "val2017", 5)
     indices_met = []
     for module in loaded.model.modules():
         if type(module).__name__ == "EntropyClustering":
@@ -115,7 +114,7 @@ def test_counts_and_lengths_are_those_of_the_models_clusters(clustered, dataset,
 
 def test_a_model_with_windows_is_measured_in_regions(clustered, dataset, tmp_path):
     """The first layer sees the same features whatever follows, so the regions there are those of the model with regions."""
-    images = find_images([dataset / "val2017"])
+    images = images_of(dataset / "val2017", 5)
     region, window = (
         load(tiny_checkpoint(tmp_path / kind, clustered, 1, "--clustering", kind)) for kind in ("region", "window")
     )
@@ -125,7 +124,7 @@ def test_a_model_with_windows_is_measured_in_regions(clustered, dataset, tmp_pat
 
 def test_a_published_file_is_recognised_by_its_weights(clustered, dataset, tmp_path):
     """It names no detector: each is tried, and the one that it fits gives the same results as the original."""
-    [image] = find_images([dataset / "val2017"])[:1]
+    [image] = images_of(dataset / "val2017", 1)
     published, own = tiny_published(tmp_path / "published.pth", clustered, 1), tmp_path / "own.pth"
     changes = {"image_size": 64, "smoothing_sigma": 3.0}
     loaded = trained(load_checkpoint(published), published, CLUSTERED, CPU, changes)
@@ -178,7 +177,7 @@ def test_without_a_checkpoint_the_demo_is_measured(clustered, dataset, tmp_path,
 
 def test_models_of_one_name_are_kept_apart(dataset):
     """The chart has a row for each of two checkpoints of one detector, and their agreement a curve each."""
-    images = find_images([dataset / "val2017"])[:1]
+    images = images_of(dataset / "val2017", 1)
     loaded = demo(DECOUPLED, CPU, {"image_size": 64})
     figure = draw([records_of(loaded, label, images) for label in ("first", "second")], "")
     titles = [text.get_text().partition(":")[0] for axes in figure.axes for text in axes.texts]

@@ -47,7 +47,7 @@ def test_wrong_values_are_told_in_one_sentence(argv, said):
 def test_values_arrive_with_their_types():
     """Protects modules from texts where they expect numbers and paths."""
     args = options("--coco_path", "coco", "--predict", "a.jpg", "b", "--smoothing_sigma", "2", "--information")
-    assert args.coco_path == Path("coco") and args.predict == [Path("a.jpg"), Path("b")]
+    assert args.coco_path == Path("coco") and args.predict == ["a.jpg", "b"]
     assert args.output_dir == Path("runs/X-ENACT") and args.information is True and args.eval is False
     assert args.smoothing_sigma == 2.0 and args.no_aux_loss is False and args.dilation is False
 

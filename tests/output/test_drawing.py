@@ -6,15 +6,8 @@ import pytest
 
 from common.errors import UserError
 from common.output import drawing
-from common.output.drawing import (
-    PALETTE,
-    contact_sheet,
-    detection_panel,
-    draw_detections,
-    information_map,
-    panel,
-    save_image,
-)
+from common.output.drawing import PALETTE, TAGGED, draw_detections, save_image
+from common.output.panels import SMALL, contact_sheet, detection_panel, information_map, panel
 
 GREY = 77
 NO_NAMES = {label: "" for label in range(100)}
@@ -89,13 +82,28 @@ def test_tags_of_neighbours_do_not_cover_each_other():
     assert ink(one + two, [0, 1]) == ink(one, [0]) + ink(two, [1])
 
 
+def test_tags_of_weak_boxes_leave_the_image_to_be_seen():
+    """At a low threshold all boxes are drawn, and only the surest have tags: no tag over another, and few in all."""
+    corners = np.random.default_rng(0).uniform(0, 1, (300, 2)) * (540, 380)
+    boxes, scores = np.hstack([corners, corners + 100]), np.linspace(1, 0, 300)
+
+    def drawn(count, scores=None):
+        return draw_detections(blank(480, 640), boxes[:count], [0] * count, scores, {0: "" if scores is None else "cat"})
+
+    frames, many, surest = drawn(300), drawn(300, scores), drawn(5, scores)
+    tagged = (many != frames).any(axis=2)
+    assert 0.05 < tagged.mean() < TAGGED
+    letters = surest.sum(axis=2, dtype=int) < 60
+    assert letters.sum() > 80 and (many[letters] == surest[letters]).all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 2), (20, 20)])
 def test_tiny_images(size):
     """A picture of any size can be drawn on and shown; a tag too small to be read is left out."""
     box = [[0, 0, size[1], size[0]]]
     assert draw_detections(blank(*size), box, [0], [0.5], {0: "a very long name"}).shape == (*size, 3)
     shown = detection_panel(blank(*size), box, [0], [0.5], maps={"x": np.ones((1, 1))}, ground_truth=([], []))
-    assert shown.shape[0] > 320 and shown.shape[1] <= 3 * 4 * 320 + 2 * 8
+    assert max(shown.shape) > SMALL and shown.shape[1] <= 3 * 4 * SMALL + 2 * 8
 
 
 def test_no_detections():
@@ -124,10 +132,11 @@ def test_information_map_brightens_with_information_alone():
     assert np.ptp(information_map(np.full((4, 4), 7.5), (8, 8)), axis=(0, 1)).max() == 0
 
 
-def test_panel_scales_to_one_height_and_captions_below():
-    """Images of different sizes are shown in order at one height, gaps and captions on white."""
-    shown = panel([blank(10, 20), blank(40, 40)], ["left", "right"], height=80)
-    assert (shown[:80, :160] == GREY).all() and (shown[:80, -80:] == GREY).all()
+def test_panel_shows_images_as_they_are_with_captions_below():
+    """In order, the lower one centred, gaps and captions on white."""
+    shown = panel([blank(40, 160), blank(80, 80)], ["one", "other"])
+    assert (shown[20:60, :160] == GREY).all() and (shown[:80, -80:] == GREY).all()
+    assert (shown[[*range(20), *range(60, 80)], :160] == 255).all()
     gap = shown[:80, 160:-80]
     assert (gap == 255).all() and 2 <= gap.shape[1] <= 8
     left, right = shown[80:, :160], shown[80:, -80:]
@@ -135,24 +144,39 @@ def test_panel_scales_to_one_height_and_captions_below():
     assert (shown[[80, -1]] == 255).all()
 
 
-def test_panel_keeps_captions_whole_and_wide_images_bounded():
-    """A caption longer than its image widens the column; a panorama does not blow up the panel."""
+def test_panel_keeps_captions_whole():
+    """A caption longer than its image widens the column."""
     text = "a caption longer than the image"
-    ink = (panel([blank(80, 800)], [text], height=80)[80:] < 200).sum()
-    assert (panel([blank(80, 10)], [text], height=80)[80:] < 200).sum() == ink > 0
-    assert panel([blank(1, 1000)], [""], height=80).shape[1] == 320
+    ink = (panel([blank(80, 800)], [text])[80:] < 200).sum()
+    assert (panel([blank(80, 10)], [text])[80:] < 200).sum() == ink > 0
 
 
 def test_detection_panel_draws_after_scaling():
     """On a small image the frames are still drawn in the panel's pixels: crisp, at the scaled place, same colours."""
     boxes, information = [[8, 8, 24, 16]], np.eye(4)
-    shown = detection_panel(blank(32, 32), boxes, [3], [0.9], {3: ""}, {"x": information}, ([[0, 0, 8, 8]], [1]), height=320)
+    shown = detection_panel(blank(32, 32), boxes, [3], [0.9], {3: ""}, {"x": information}, ([[0, 0, 8, 8]], [1]))
     truth, found, info = shown[:320, :320], shown[:320, 328:648], shown[:320, 656:]
     assert (truth[0, :80] == PALETTE[1]).all()
     for picture in (found, info):
         assert (picture[80:160, 80:82] == PALETTE[3]).all() and (picture[158:160, 80:240] == PALETTE[3]).all()
     assert (found[90:150, 90:230] == GREY).all()
     assert detection_panel(blank(32, 32), boxes, [3], [0.9]).shape[1] == 320
+
+
+@pytest.mark.parametrize("size", [(1200, 1600), (400, 1800), (1600, 700)])
+def test_detection_panel_keeps_the_resolution_of_a_photo(size):
+    """Of any shape: every pixel is there, the map beside it is as large, and lines and letters are wider than in small ones."""
+    height, width = size
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    box = [[width / 2, height / 2, width - 20, height - 20]]
+    shown = detection_panel(image, box, [3], [0.9], {3: ""}, {"x": np.eye(4)})
+    untouched = np.s_[: height // 2 - 100, : width // 2]
+    np.testing.assert_array_equal(shown[untouched], image[untouched])
+    assert shown.shape[1] >= 2 * width and shown.shape[0] > height
+    thickness = round((height * width) ** 0.5 / 160)
+    for left in (0, shown.shape[1] - width):
+        framed = shown[height * 3 // 4, left + width // 2 :][:thickness]
+        assert (framed == PALETTE[3]).all() and thickness > 2
 
 
 def test_contact_sheet_shows_every_panel_once():

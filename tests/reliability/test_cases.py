@@ -13,8 +13,8 @@ from common.boundary.annotations import read_annotations
 from common.boundary.downloads import locate
 from common.boundary.logs import append_record, read_log
 from common.boundary.outputs import only_run_in, refuse_to_overwrite, whole_file
+from common.data.sources import Source, find_sources, picture_names
 from common.errors import MOST_SAID, UserError, quoted
-from common.output.predict import find_images, picture_names
 from tests.detector_runs import EXAMPLE, run_here
 from tests.reliability.said import said_by
 from tests.small_datasets import content
@@ -217,10 +217,14 @@ def test_exports_and_fresh_runs_overwrite_nothing(tmp_path, dataset, capsys):
 def test_no_two_pictures_have_one_name(tmp_path):
     """Images of one name in several folders, and those that differ in suffix alone, keep what tells them apart."""
     a, b = tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg"
-    assert picture_names([a, tmp_path / "2.png"]) == ["1", "2"]
-    assert picture_names([a, b]) == ["a/1.jpg", "b/1.jpg"]
-    assert picture_names([a, a.with_suffix(".png")]) == ["1.jpg", "1.png"]
-    assert len(set(picture_names([a, b, a.with_suffix(".png"), tmp_path / "a" / "1.jpg.png"]))) == 4
+
+    def names(*paths):
+        return picture_names([Source(path) for path in paths])
+
+    assert names(a, tmp_path / "2.png") == ["1", "2"]
+    assert names(a, b) == ["a/1", "b/1"]
+    assert names(a, a.with_suffix(".png")) == ["1.jpg", "1.png"]
+    assert len(set(names(a, b, a.with_suffix(".png"), tmp_path / "a" / "1.jpg.png"))) == 4
 
 
 def test_predictions_spare_their_images(tmp_path, dataset, capsys):
@@ -241,11 +245,11 @@ def test_predictions_spare_their_images(tmp_path, dataset, capsys):
 def test_strange_inputs(tmp_path):
     """A pipe, which would be waited for; names that are no UTF-8, too long, or hold NUL."""
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert "holds no images" in said_by(find_images, [tmp_path])
-    assert "is no file" in said_by(find_images, [tmp_path / "pipe.jpg"])
-    assert "not UTF-8" in said_by(find_images, [Path(os.fsdecode(b"\xff.jpg"))])
+    assert "holds no images" in said_by(find_sources, [tmp_path])
+    assert "is no file" in said_by(find_sources, [tmp_path / "pipe.jpg"])
+    assert "not UTF-8" in said_by(find_sources, [Path(os.fsdecode(b"\xff.jpg"))])
     for name in ("x" * 5000, "a\0b"):
-        assert said_by(find_images, [Path(name)])
+        assert said_by(find_sources, [Path(name)])
 
 
 def test_an_error_is_one_short_line():

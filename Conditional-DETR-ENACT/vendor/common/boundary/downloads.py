@@ -12,34 +12,54 @@ import torch
 from ..errors import UserError, quoted
 
 TIMEOUT = 30  # seconds without an answer
+HASH = re.compile(r"-([a-f0-9]{8,})\.")  # in the name of a checkpoint
 
 
 def locate(source: str) -> Path:
-    """The file of a checkpoint; one at an https URL is downloaded once, to torch hub's cache.
+    """The file of a checkpoint; one at an https URL is downloaded once, see :func:`download`.
 
-    A download that breaks off leaves nothing and is started anew by the next call. A hash in the file's name, as in
-    ``detr-r50-e632da11.pth``, is checked.
+    A hash in the name of a download, as in ``detr-r50-e632da11.pth``, is checked.
 
     Raises:
         UserError: no such file, an unsafe or unreachable URL, or another hash.
     """
-    if "://" not in source:
+    if not is_url(source):
         return _file(source)
-    name = _checked_name(source)
+    found = HASH.search(cached(source).name)
+    return download(source, found and found[1])
+
+
+def is_url(source: object) -> bool:
+    """Whether a text is a URL, of whatever kind, and no path."""
+    return isinstance(source, str) and "://" in source
+
+
+def cached(url: str) -> Path:
+    """Where the download of a URL is kept, in torch hub's cache; UserError where it is no https URL of a file."""
+    name = _checked_name(url)
     # Two sites may have files of one name.
-    path = Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(source.encode()).hexdigest()[:8], name)
+    return Path(torch.hub.get_dir(), "checkpoints", hashlib.sha256(url.encode()).hexdigest()[:8], name)
+
+
+def download(url: str, expected_hash: str | None = None) -> Path:
+    """The file at an https URL, which is downloaded once, to :func:`cached`. What breaks off leaves nothing and is started anew by
+    the next call.
+
+    Raises:
+        UserError: an unsafe or unreachable URL, or another SHA-256 than one that begins with ``expected_hash``.
+    """
+    path = cached(url)
     if path.exists():
         return path
-    found = re.search(r"-([a-f0-9]{8,})\.", name)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(source, str(path), found and found[1])
+        torch.hub.download_url_to_file(url, str(path), expected_hash)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:  # another hash is a RuntimeError
         reason = quoted(error) or type(error).__name__
         advice = "check the URL and the network, or pass a file"
-        raise UserError(f"{quoted(source)} could not be downloaded ({reason}): {advice}") from error
+        raise UserError(f"{quoted(url)} could not be downloaded ({reason}): {advice}") from error
     finally:
         socket.setdefaulttimeout(before)
     return path
@@ -66,6 +86,6 @@ def _checked_name(source: str) -> str:
     if not valid:
         raise UserError(f"{quoted(source)} is not a valid URL: write unusual characters as %XX, and a port from 1 to 65535")
     name = Path(unquote(parts.path)).name
-    if not name or not name.isprintable() or len(name) > 200:
-        raise UserError(f"{quoted(source)} ends with no file name: pass the URL of a checkpoint")
+    if name in ("", "..") or not name.isprintable() or len(name) > 200:
+        raise UserError(f"{quoted(source)} ends with no file name: pass the URL of a file")
     return name

@@ -83,9 +83,18 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument("--coco_path", type=Path, help="folder with train2017/, val2017/ and annotations/ in COCO's format")
     group.add_argument("--demo", action="store_true", help="a small model and a short schedule on the built-in shapes dataset")
     group.add_argument("--eval", action="store_true", help="evaluate the checkpoint given with --resume")
-    group.add_argument("--predict", type=Path, nargs="+", metavar="PATH", help="images or folders to draw detections on")
+    group.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="SOURCE",
+        help="images, videos, folders, patterns such as 'photos/**/*.jpg' and https URLs to draw detections on; or 0 for the first "
+        "camera, until Ctrl-C (a file of that name goes first)",
+    )
     group.add_argument("--information", action="store_true", help="with --predict: the self-information map beside each image")
     group.add_argument("--score_threshold", type=float, default=0.5, help="with --predict: least score of a box that is drawn")
+    group.add_argument(
+        "--save_json", action="store_true", help="with --predict: what is drawn as COCO's results, predictions.json and images.json"
+    )
     group.add_argument("--resume", metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL")
     group.add_argument("--export", type=Path, metavar="PATH", help="write the resumed checkpoint: .pth, .onnx or .pt2")
     group.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")

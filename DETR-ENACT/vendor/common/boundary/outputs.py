@@ -29,6 +29,11 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"--output_dir {folder} cannot be written ({reason}): choose another folder") from error
 
 
+def half_of(path: Path) -> Path:
+    """A name beside that no file had before, of the same kind, for a file that is not whole yet."""
+    return path.with_name(f"{HALF}{uuid.uuid4().hex}{path.suffix}")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that is at ``path`` once it is written, and not before: whatever happens, ``path`` holds a whole file or the former.
@@ -38,7 +43,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: it cannot be written.
     """
-    half = path.with_name(f"{HALF}{uuid.uuid4().hex}")
+    half = half_of(path)
     try:
         with open(half, "xb") as file:
             yield file

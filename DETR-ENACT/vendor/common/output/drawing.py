@@ -1,4 +1,4 @@
-"""Pictures: detections, maps of self-information (Figure 4 of the paper), and panels of both.
+"""Pictures of detections and of panoptic maps.
 
 Images are uint8 RGB arrays (H, W, 3). Boxes are (n, 4): x0, y0, x1, y1 in pixels, where pixel i spans [i, i + 1).
 """
@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +21,7 @@ MIN_CAPITAL = 9  # px, height of the capitals in small images
 MIN_LEGIBLE_CAPITAL = 5  # px, a tag that fits the image only below this is left out
 PALE = 0.6  # share of white in the colour of stuff
 TINT = 0.5  # share of its colour in the pixels of a mask
-DIMMED = 0.2  # brightness of an image where a map of bools is false
-MAX_ASPECT = 4  # an image in a panel is at most this many times wider than the panel is high
+TAGGED = 0.12  # share of an image that tags may cover
 
 
 def draw_detections(
@@ -36,6 +34,9 @@ def draw_detections(
 ) -> np.ndarray:
     """Return a copy of `image` with a coloured frame and a tag ("circle 0.93") for each box, and its mask in the same colour.
 
+    Lines and letters grow with the image. The surest boxes get their tags first, and a box goes without where they leave no room
+    for its own, or have used up their share of the image.
+
     Args:
         image: (H, W, 3).
         boxes: (n, 4). Parts outside the image are cut off; boxes that miss the image or are not numbers are skipped.
@@ -45,25 +46,29 @@ def draw_detections(
         masks: (n, H, W) bool.
     """
     height, width = image.shape[:2]
-    side = math.sqrt(height * width)
-    thickness, capital = max(1, round(side / 160)), max(MIN_CAPITAL, round(side / 55))
+    thickness, capital = line_width(width, height), _capital(width, height)
     canvas, colours = image.copy(), PALETTE[np.asarray(labels, dtype=int) % len(PALETTE)]
-    visible = _pixel_boxes(boxes, width, height)
+    visible = pixel_boxes(boxes, width, height)
     order = sorted(visible, key=lambda i: 0 if scores is None else float(scores[i]))
     for i in order if masks is not None else ():
         _draw_mask(canvas, masks[i], colours[i], thickness)
     for i in order:
-        _draw_frame(canvas, visible[i], colours[i], thickness)
+        draw_frame(canvas, visible[i], colours[i], thickness)
 
-    tags, places = [], []
-    for i in reversed(order):  # the surest box chooses the place of its tag first
+    places: list[tuple] = []
+    left = TAGGED * width * height
+    for i in reversed(order):
         name = str((names or {}).get(int(labels[i]), int(labels[i])))
         text = name if scores is None else f"{name} {scores[i]:.2f}"
         tag = _tag(text, colours[i], capital, width, height)
-        if tag is not None:
-            tags.append(tag)
-            places.append(_tag_place(visible[i], tag.shape[1], tag.shape[0], width, height, places))
-    for tag, (x0, y0, x1, y1) in zip(reversed(tags), reversed(places), strict=True):
+        place = _tag_place(visible[i], tag.shape[1], tag.shape[0], width, height, places) if tag is not None else None
+        if place is None:
+            continue
+        left -= tag.shape[0] * tag.shape[1]
+        if places and left < 0:  # the surest has its tag in the smallest image
+            break
+        places.append(place)
+        x0, y0, x1, y1 = place
         canvas[y0:y1, x0:x1] = tag
     return canvas
 
@@ -86,7 +91,6 @@ def draw_panoptic(
         stuff: categories that are not things.
     """
     height, width = image.shape[:2]
-    side = math.sqrt(height * width)
     canvas, tags = image.astype(np.float32), []
     for segment in segments:
         category, mask = segment["category_id"], np.pad(ids == segment["id"], 1)
@@ -99,115 +103,19 @@ def draw_panoptic(
         canvas[inside] += TINT * (colour - canvas[inside])
         depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
         middle = np.unravel_index(depth.argmax(), depth.shape)
-        tag = _tag(str((names or {}).get(category, category)), colour, max(MIN_CAPITAL, round(side / 55)), width, height)
+        tag = _tag(str((names or {}).get(category, category)), colour, _capital(width, height), width, height)
         if tag is not None:
             tags.append((middle, tag))
     borders = np.zeros((height, width), dtype=np.uint8)
     borders[1:] |= ids[1:] != ids[:-1]
     borders[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    borders = cv2.dilate(borders, np.ones((max(1, round(side / 250)),) * 2, dtype=np.uint8))
+    borders = cv2.dilate(borders, np.ones((max(1, round(math.sqrt(height * width) / 250)),) * 2, dtype=np.uint8))
     canvas[borders > 0] = 255
     canvas = canvas.round().astype(np.uint8)
     for (row, column), tag in tags:
         y, x = (min(max(c - n // 2, 0), end - n) for c, n, end in zip((row, column), tag.shape, (height, width)))
         canvas[y : y + tag.shape[0], x : x + tag.shape[1]] = tag
     return canvas
-
-
-def information_map(information: np.ndarray, size: tuple[int, int], interpolation: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """Colour a map of self-information from its minimum, dark, to its maximum, bright, in the colour map "inferno".
-
-    Args:
-        information: (h, w), one finite value per feature pixel.
-        size: (width, height) of the picture that is returned, in pixels.
-        interpolation: OpenCV's flag; `cv2.INTER_NEAREST` shows the feature pixels as they are.
-    """
-    information = np.asarray(information, dtype=np.float64)
-    unit = (information - information.min()) / (np.ptp(information) or 1)
-    # Values are interpolated, not colours: mixtures of colours are not on the colour map.
-    levels = np.clip(255 * cv2.resize(unit, size, interpolation=interpolation), 0, 255).round().astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-
-
-def panel(images: Sequence[np.ndarray], captions: Sequence[str], height: int = 320) -> np.ndarray:
-    """Return the images side by side on white, each scaled to `height` pixels, its caption centred below it.
-
-    An image that would become wider than four times `height` is scaled to that width and centred vertically.
-    """
-    columns = []
-    for image, caption in zip(images, captions, strict=True):
-        image, ink = _fit(image, height), _text(caption, max(MIN_CAPITAL, round(height / 34)))
-        text = cv2.cvtColor(255 - np.pad(ink, ((ink.shape[0] // 4, 0), (1, 1))), cv2.COLOR_GRAY2RGB)
-        width = max(image.shape[1], text.shape[1])
-        column = np.vstack([_pad(image, width, height), _pad(text, width, text.shape[0])])
-        columns += [column, np.full((column.shape[0], max(2, height // 40), 3), 255, dtype=np.uint8)]
-    return np.hstack(columns[:-1])
-
-
-def detection_panel(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: Sequence[int],
-    scores: Sequence[float] | None = None,
-    names: Mapping[int, str] | None = None,
-    maps: Mapping[str, np.ndarray] | None = None,
-    ground_truth: tuple[np.ndarray, Sequence[int]] | None = None,
-    height: int = 320,
-    masks: np.ndarray | None = None,
-    panoptic: Mapping[str, Any] | None = None,
-) -> np.ndarray:
-    """Return the panel [ground truth |] detections [| panoptic map] [| maps] of one image; maps of bools in a row below.
-
-    The image is scaled before anything is drawn, so lines and letters are crisp for images of any size. As in Figure 4
-    of the paper, the detections reappear on the maps in the same colours. Of bools, the image itself shows where they are true.
-
-    Args:
-        image, boxes, labels, scores, names, masks: as for `draw_detections`; boxes in pixels of `image`.
-        maps: caption -> (h, w) numbers or bools of the feature pixels that cover the image.
-        ground_truth: annotated boxes (m, 4) and their m labels.
-        height: of the images in the panel, in pixels.
-        panoptic: `ids`, `segments` and `stuff` as for `draw_panoptic`.
-    """
-    canvas = _fit(image, height)
-    size = canvas.shape[1], canvas.shape[0]
-    scale = np.tile(np.divide(size, (image.shape[1], image.shape[0])), 2)
-    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4) * scale
-    pictures = {}
-    if ground_truth is not None:
-        true_boxes = np.asarray(ground_truth[0], dtype=float).reshape(-1, 4) * scale
-        pictures["Ground truth"] = draw_detections(canvas, true_boxes, ground_truth[1], names=names)
-    if masks is not None:
-        masks = [cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0 for m in masks]
-    pictures["Detections"] = draw_detections(canvas, boxes, labels, scores, names, masks)
-    if panoptic:
-        ids = cv2.resize(panoptic["ids"].astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
-        pictures["Panoptic segmentation"] = draw_panoptic(canvas, ids, panoptic["segments"], names, panoptic["stuff"])
-    chosen = {}
-    for caption, values in (maps or {}).items():
-        if values.dtype == bool:
-            shown = cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
-            chosen[caption] = (canvas * (DIMMED + (1 - DIMMED) * shown[..., None])).round().astype(np.uint8)
-            continue
-        pictures[caption] = picture = information_map(values, size)
-        for i, box in _pixel_boxes(boxes, *size).items():
-            # Some colours resemble the map's: a dark line along the inside sets the frame off.
-            _draw_frame(picture, box, BLACK, thickness=3)
-            _draw_frame(picture, box, PALETTE[int(labels[i]) % len(PALETTE)], thickness=2)
-    panels = [panel(list(row.values()), list(row), height) for row in (pictures, chosen) if row]
-    return panels[0] if len(panels) == 1 else contact_sheet(panels)
-
-
-def contact_sheet(panels: Sequence[np.ndarray], columns: int = 1) -> np.ndarray:
-    """Return the panels on one white sheet, row by row, each centred in its cell of a grid."""
-    columns = min(columns, len(panels)) or 1
-    panels = [*panels, *[np.full((1, 1, 3), 255, dtype=np.uint8)] * (-len(panels) % columns)]
-    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    widths = [max(cell.shape[1] for cell in column) + 16 for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        height = max(cell.shape[0] for cell in row) + 16
-        lines.append(np.hstack([_pad(cell, width, height) for cell, width in zip(row, widths, strict=True)]))
-    return np.vstack(lines)
 
 
 def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -219,7 +127,17 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
         raise UserError(f"Cannot write the image {path}: end its name with .png or .jpg and check the free space.")
 
 
-def _pixel_boxes(boxes: np.ndarray, width: int, height: int) -> dict[int, tuple[int, int, int, int]]:
+def line_width(width: int, height: int) -> int:
+    """Pixels of a line in an image."""
+    return max(1, round(math.sqrt(height * width) / 160))
+
+
+def _capital(width: int, height: int) -> int:
+    """Pixels of a capital's height in an image."""
+    return max(MIN_CAPITAL, round(math.sqrt(height * width) / 55))
+
+
+def pixel_boxes(boxes: np.ndarray, width: int, height: int) -> dict[int, tuple[int, int, int, int]]:
     """Return the boxes that meet the image, by index, rounded to at least one of its pixels; NaN meets nothing."""
     visible = {}
     for i, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, dtype=float).reshape(-1, 4).tolist()):
@@ -230,7 +148,7 @@ def _pixel_boxes(boxes: np.ndarray, width: int, height: int) -> dict[int, tuple[
     return visible
 
 
-def _draw_frame(canvas: np.ndarray, box: tuple, colour: Sequence[int], thickness: int) -> None:
+def draw_frame(canvas: np.ndarray, box: tuple, colour: Sequence[int], thickness: int) -> None:
     """Colour the outermost pixels of a box, in place. A small box gets a thinner frame, so that it stays open."""
     x0, y0, x1, y1 = box
     t = max(1, min(thickness, (min(x1 - x0, y1 - y0) - 1) // 2))
@@ -245,7 +163,7 @@ def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, thickne
     cv2.drawContours(canvas, outlines, -1, colour.tolist(), thickness)
 
 
-def _text(text: str, capital: int) -> np.ndarray:
+def text_ink(text: str, capital: int) -> np.ndarray:
     """Return the ink (2 * capital, w) uint8 of a line of text with capitals about `capital` pixels high.
 
     The width is measured on the ink, as OpenCV 4 and 5 come with different fonts; it is 0 for blank text.
@@ -262,7 +180,7 @@ def _text(text: str, capital: int) -> np.ndarray:
 
 def _tag(text: str, colour: np.ndarray, capital: int, max_width: int, max_height: int) -> np.ndarray | None:
     """Return text on a ground of this colour, shrunk to fit; None if it is blank or too small to be read."""
-    ink, margin = _text(text, capital), capital // 2
+    ink, margin = text_ink(text, capital), capital // 2
     shrink = min(1, max_width / (ink.shape[1] + 2 * margin), max_height / ink.shape[0])
     if not ink.size or shrink * capital < MIN_LEGIBLE_CAPITAL:
         return None
@@ -273,23 +191,10 @@ def _tag(text: str, colour: np.ndarray, capital: int, max_width: int, max_height
     return (share * letters + (1 - share) * colour).round().astype(np.uint8)
 
 
-def _tag_place(box: tuple, w: int, h: int, width: int, height: int, taken: Sequence[tuple]) -> tuple:
-    """Return x0, y0, x1, y1 of a tag (h, w) at an edge of its box, inside the image, over the fewest tags."""
-    # Where the image ends, the nearest place inside it. Of equally good places the first, above the box, is taken.
+def _tag_place(box: tuple, w: int, h: int, width: int, height: int, taken: Sequence[tuple]) -> tuple | None:
+    """Return x0, y0, x1, y1 of a tag (h, w) at an edge of its box, inside the image, over no other tag; None without room."""
+    # Where the image ends, the nearest place inside it. The first that is free, from above the box on, is taken.
     xs = [min(max(x, 0), width - w) for x in (box[0], box[2] - w)]
     ys = [min(max(y, 0), height - h) for y in (box[1] - h, box[1], box[3], box[3] - h)]
-    places = [(x, y, x + w, y + h) for y in ys for x in xs]
-    return min(places, key=lambda a: sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken))
-
-
-def _fit(image: np.ndarray, height: int) -> np.ndarray:
-    """Scale an image to `height` pixels, or to the width `MAX_ASPECT * height` if it would become wider."""
-    scale = min(height / image.shape[0], MAX_ASPECT * height / image.shape[1])
-    size = max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[0]))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-
-
-def _pad(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Centre an image on a white ground."""
-    x, y = width - image.shape[1], height - image.shape[0]
-    return np.pad(image, ((y // 2, y - y // 2), (x // 2, x - x // 2), (0, 0)), constant_values=255)
+    places = ((x, y, x + w, y + h) for y in ys for x in xs)
+    return next((a for a in places if not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken)), None)

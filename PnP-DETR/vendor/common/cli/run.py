@@ -17,6 +17,7 @@ from ..data.coco import CocoDetection
 from ..data.coco_names import known_categories
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
+from ..data.sources import find_sources
 from ..detector import Detector
 from ..errors import UserError, quoted
 from ..evaluation.coco import METRICS
@@ -25,7 +26,8 @@ from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
 from ..models.speed import set_tf32, speed_up
 from ..output.files import prepare_output, summaries, write_json
-from ..output.predict import draw_predictions, find_images
+from ..output.predict import Drawing, draw_predictions, folders_of
+from ..output.results import CocoResults
 from ..predictor import Predictor
 from ..training import interrupts
 from ..training.loop import train
@@ -114,10 +116,10 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
     with only_run_in(args.output_dir) if accelerator.is_main_process else nullcontext():
         train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, categories)
     if args.demo and accelerator.is_main_process:
-        pictures = [val.path(i) for i in val.ids[:DEMO_PICTURES]]
+        pictures = find_sources(val.path(i) for i in val.ids[:DEMO_PICTURES])
         folder = args.output_dir / "pictures"
         predictor = Predictor(detector, accelerator.unwrap_model(model), args, categories, accelerator.device)
-        draw_predictions(predictor, pictures, folder, score_threshold=args.score_threshold, information=True, truth=val.coco)
+        draw_predictions(Drawing(predictor, args.score_threshold, information=True, truth=val.coco), pictures, folder)
         print(f"detections beside their self-information: {folder}")
 
 
@@ -153,16 +155,20 @@ def _per_class(evaluation: Evaluation, names: dict[int, str]) -> dict[str, Any]:
 
 
 def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
-    """Draws detections on images."""
-    images = find_images(args.predict)
+    """Draws detections on images and videos, and writes them in COCO's format where asked."""
+    folder = args.output_dir / "predictions"
+    sources = find_sources(args.predict, left_out=folders_of(folder))
     prepare_output(args.output_dir, accelerator)
     model, _ = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
     categories = known_categories(checkpoint)
-    folder = args.output_dir / "predictions"
     if accelerator.is_main_process:
         predictor = Predictor(detector, model, args, categories, accelerator.device)
-        draw_predictions(predictor, images, folder, score_threshold=args.score_threshold, information=args.information)
-        print(f"{len(images)} pictures in {folder}")
+        results = CocoResults(args.output_dir, predictor.category_names) if args.save_json else None
+        drawing = Drawing(predictor, args.score_threshold, information=args.information, results=results)
+        written = draw_predictions(drawing, sources, folder)
+        if written.pictures or written.videos:
+            print(written)
+        written.raise_problems()
 
 
 def _processes(accelerator: Accelerator) -> dict[str, Any]:
