@@ -126,13 +126,14 @@ def poll(scores: Tensor, mask: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     one more or less. Neighbours in the sequence are neighbours in the image, or nearly so, which ENACT's smoothing relies on.
     """
     counts = ((~mask).sum(1).float() * ratio).long()
-    order = scores.masked_fill(mask, -1.0).argsort(dim=1, descending=True, stable=True)
+    scores = scores.masked_fill(mask, -1.0)
     # S is the size of everything that follows. A sequence has a slot even where it is surplus.
-    if torch.compiler.is_compiling():  # for any image of that size: rounded up, in whole numbers
-        most = scores.shape[1] * math.ceil(ratio * 1000) // 1000 + 1
+    if torch.compiler.is_compiling():  # no image of this size has more; and ONNX has no stable sort
+        most = min(scores.shape[1], scores.shape[1] * math.ceil(ratio * 1000) // 1000 + 1)
+        tokens = scores.topk(most, dim=1).indices
     else:
         most = max(1, *counts.tolist())  # the one synchronisation
-    tokens = order[:, :most]
+        tokens = scores.argsort(dim=1, descending=True, stable=True)[:, :most]
     surplus = torch.arange(most, device=scores.device) >= counts[:, None]
     # Surplus slots go to the end of the sequence.
     place = (tokens + surplus * scores.shape[1]).argsort(dim=1)

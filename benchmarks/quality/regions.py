@@ -47,7 +47,8 @@ from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.data.images import read_image
 from common.predictor import batch_of
-from enact.information import gaussian_kernel, smooth_and_bend
+from enact.clustering import auto_capacity
+from enact.information import mean_length_of_noise, smooth_and_bend
 
 NAME = "quality/regions"
 DECOUPLED = "Anchor-DETR-ENACT"
@@ -74,11 +75,8 @@ def agreement(row: Tensor, column: Tensor) -> tuple[float, float]:
 
 
 def noise_length(sigma: float) -> float:
-    """Mean length in pixels of the regions of independent normal pixels: the sign of a stationary normal sequence changes
-    arccos(rho) / pi times a step, where rho is the correlation of neighbours."""
-    kernel = gaussian_kernel(sigma, int(3 * sigma), dtype=torch.float64, device=torch.device("cpu")).numpy()
-    response = np.convolve(kernel, (-1, 2, -1))
-    return math.pi / math.acos(response[1:] @ response[:-1] / (response @ response))
+    """Mean length in pixels of the regions of independent normal pixels."""
+    return mean_length_of_noise(sigma, int(3 * sigma))
 
 
 @contextmanager
@@ -104,8 +102,8 @@ def column_keys(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def measure(loaded: Loaded, images: Sequence[Path]) -> dict[str, Any]:
     """What the layers do with each image: ``N`` of every sequence, and a list of ``layers``.
 
-    A layer has ``counts`` (M of every sequence), ``lengths`` (number of regions of 0, 1, 2, ... pixels) and ``mean_length``; with
-    decoupled attention also ``agreement`` and ``chance`` of every sequence and their means.
+    A layer has ``counts`` (M of every sequence), ``exceeded`` (share of the sequences with more regions than ``--capacity auto`` has
+    room for), ``lengths`` (number of regions of 0, 1, 2, ... pixels) and ``mean_length``; with decoupled attention also ``agreement`` and ``chance`` of every sequence and their means.
     """
     sigma = loaded.args.smoothing_sigma
     sizes: list[int] = []
@@ -127,6 +125,7 @@ def measure(loaded: Loaded, images: Sequence[Path]) -> dict[str, Any]:
                             layer.setdefault(key, []).append(share)
             sizes += [rows.shape[1]] * len(rows)
     for layer in layers:
+        layer["exceeded"] = float(np.mean([m > auto_capacity(n, "region", sigma) for m, n in zip(layer["counts"], sizes)]))
         layer["mean_length"] = float(np.mean(layer["lengths"]))
         layer["lengths"] = np.bincount(layer["lengths"]).tolist()
         layer |= {f"mean_{key}": float(np.mean(layer[key])) for key in ("agreement", "chance") if key in layer}
@@ -152,8 +151,8 @@ def table(records: list[dict[str, Any]]) -> str:
     title = f"{first['label']}: {source}, image size {first['image_size']}, seed {first['seed']}"
     sizes = f"N = {min(first['N'])} to {max(first['N'])} ({np.mean(first['N']):.1f} on average)"
     noise = f"independent pixels would give regions of {noise_length(first['smoothing_sigma']):.2f} pixels"
-    heads = f"{'':18}{'regions M':>18}{'length (pixels)':>32}{'rows = columns' if decoupled else '':>21}"
-    parts = f"{'':18}{'mean':>6}{'least':>6}{'most':>6}{'mean':>8}{'10 %':>8}{'50 %':>8}{'90 %':>8}"
+    heads = f"{'':18}{'regions M':>18}{'length (pixels)':>32}{'over':>10}{'rows = columns' if decoupled else '':>21}"
+    parts = f"{'':18}{'mean':>6}{'least':>6}{'most':>6}{'mean':>8}{'10 %':>8}{'50 %':>8}{'90 %':>8}{'capacity':>10}"
     lines = [title, f"{sizes}; {noise}", heads, parts + (f"{'share':>11}{'by chance':>10}" if decoupled else "")]
     for r in records:
         for layer in r["layers"]:
@@ -161,10 +160,11 @@ def table(records: list[dict[str, Any]]) -> str:
             quantiles = "".join(f"{np.quantile(lengths, q):8.0f}" for q in (0.1, 0.5, 0.9))
             shares = f"{layer['mean_agreement']:11.1%}{layer['mean_chance']:10.1%}" if decoupled else ""
             regions = f"{np.mean(counts):6.1f}{min(counts):6d}{max(counts):6d}{layer['mean_length']:8.2f}"
-            lines.append(f"  {r['state']:7} layer {layer['layer']:<2}{regions}{quantiles}{shares}")
+            over = f"{layer['exceeded']:10.1%}"
+            lines.append(f"  {r['state']:7} layer {layer['layer']:<2}{regions}{quantiles}{over}{shares}")
         if decoupled:
             means = (np.mean([layer[f"mean_{key}"] for layer in r["layers"]]) for key in ("agreement", "chance"))
-            lines.append(f"  {r['state']:7} mean{'':54}" + "".join(f"{m:{w}.1%}" for m, w in zip(means, (11, 10))))
+            lines.append(f"  {r['state']:7} mean{'':64}" + "".join(f"{m:{w}.1%}" for m, w in zip(means, (11, 10))))
     return "\n".join(lines)
 
 

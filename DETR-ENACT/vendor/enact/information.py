@@ -32,6 +32,19 @@ def gaussian_kernel(sigma: float, radius: int, *, dtype: torch.dtype, device: to
     return torch.exp(-x.square() / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma)
 
 
+def mean_length_of_noise(sigma: float, radius: int) -> float:
+    """Mean length, in pixels, of the regions that independent normal pixels have.
+
+    The sign of a stationary normal sequence changes arccos(rho) / pi times a step, rho being the correlation of neighbours: here in
+    the second derivative of smoothed noise. The length is not proportional to sigma, as the kernel's ends bend the signal, too.
+    """
+    kernel = [math.exp(-(x**2) / (2 * sigma**2)) for x in range(-radius, radius + 1)]
+    padded = [0.0, 0.0, *kernel, 0.0, 0.0]
+    response = [2 * b - a - c for a, b, c in zip(padded, padded[1:], padded[2:])]
+    rho = sum(map(math.prod, zip(response, response[1:]))) / sum(x * x for x in response)
+    return math.pi / math.acos(rho)
+
+
 def smooth_and_bend(
     information: Tensor, lengths: Tensor, sigma: float, radius: int, *, zero_ends: bool = False
 ) -> tuple[Tensor, Tensor]:

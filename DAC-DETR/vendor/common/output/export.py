@@ -22,6 +22,9 @@ from ..models.model import DetectionModel
 
 PROGRAMS = (".onnx", ".pt2")  # what --export takes beside weights
 OUTPUTS = ("boxes", "scores", "labels")
+# What a program is traced with. A side that is 1 on a level would count as fixed, and so would a number of images that happens to
+# be the quotient of two widths of the model.
+BATCH, TRACED = 5, (352, 416)
 
 
 class ExportedDetector(nn.Module):
@@ -57,7 +60,7 @@ def export_program(
     """Writes a model in evaluation to an ONNX or ``.pt2`` file.
 
     Args:
-        size: H, W of the images that it is traced with: those that it will take where they cannot be free.
+        size: H, W of the images that it will take where they cannot be free.
         description: of the model, for its readers: in ONNX under the metadata "enact", in ``.pt2`` the extra file "enact.json".
 
     Returns:
@@ -76,22 +79,20 @@ def export_program(
 
 
 def _trace(module: ExportedDetector, size: tuple[int, int]) -> tuple[ExportedProgram, str]:
-    """Free sizes, or where the model's code does not allow them, fixed ones. Traced with two images: one would count as fixed."""
-    images, mask = torch.zeros(2, 3, *size, dtype=torch.uint8), torch.zeros(2, *size, dtype=torch.bool)
-    mask[1, :, size[1] // 2 :] = True
-    batch, free = {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
-    attempts = {
-        "any number of images of any size": {"images": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}, "mask": free},
-        f"any number of images of {size[0]} x {size[1]} pixels": {"images": batch, "mask": batch},
-    }
-    problems = []
-    for what, dynamic_shapes in attempts.items():
+    """Free sizes, or where the model's code does not allow them, a fixed one."""
+    free, problem = Dim.DYNAMIC, None
+    attempts = [
+        ("any number of images of any size", TRACED, {"images": {0: free, 2: free, 3: free}, "mask": {0: free, 1: free, 2: free}})
+    ]
+    attempts += [(f"any number of images of {size[0]} x {size[1]} pixels", size, {"images": {0: free}, "mask": {0: free}})]
+    for what, traced, dynamic_shapes in attempts:
+        images, mask = torch.zeros(BATCH, 3, *traced, dtype=torch.uint8), torch.zeros(BATCH, *traced, dtype=torch.bool)
         try:
             with torch.no_grad():
                 return torch.export.export(module, (images, mask), dynamic_shapes=dynamic_shapes, strict=False), what
         except Exception as error:  # as many kinds as there are parts of a tracer
-            problems.append(error)
-    raise UserError(f"this model cannot be exported by PyTorch {torch.__version__} ({quoted(problems[-1])})") from problems[-1]
+            problem = error
+    raise UserError(f"this model cannot be exported by PyTorch {torch.__version__} ({quoted(problem)})") from problem
 
 
 def _write_onnx(program: ExportedProgram, path: Path, description: Mapping[str, Any]) -> None:
