@@ -17,7 +17,7 @@ from common.cli.run import run
 from common.predictor import Predictor
 from tools.detectors import DETECTORS
 
-dependencies = ["torch", "torchvision", "numpy", "scipy", "pycocotools", "accelerate", "cv2", "PIL", "pydantic"]
+dependencies = ["torch", "torchvision", "numpy", "scipy", "pycocotools", "accelerate", "cv2", "PIL", "pydantic", "yaml"]
 
 
 def load(checkpoint: str | Path, **options: Any) -> Predictor:

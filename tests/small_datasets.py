@@ -1,6 +1,9 @@
 """Annotation files of a few images of one size, in COCO's format."""
 
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 WIDTH, HEIGHT = 40, 30
 
@@ -15,6 +18,13 @@ def content(annotations: tuple = (), images: int = 2) -> dict[str, Any]:
             for i, (bbox, rest) in enumerate(annotations, start=1)
         ],
     }
+
+
+def write_images(folder: Path, count: int) -> None:
+    """The images of :func:`content`, told apart by a shade of red."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(1, count + 1):
+        Image.new("RGB", (WIDTH, HEIGHT), (i, 0, 0)).save(folder / f"{i}.png")
 
 
 def sentence(error: Exception) -> str:

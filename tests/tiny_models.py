@@ -11,15 +11,15 @@ from common.models.model import DetectionModel
 from tests.detector_runs import tiny
 from tools.detectors import DETECTORS, options
 
-LARGEST_CLASS = 6  # of the shapes dataset
+NUM_CLASSES = 6  # of the shapes dataset
 
 
 def build(detector: str, *argv: str) -> tuple[DetectionModel, Criterion]:
     """A tiny model without dropout, and its losses."""
     args = options(detector, [*tiny(detector), "--dropout", "0", *argv])
     torch.manual_seed(0)
-    model = DETECTORS[detector].build_model(args, LARGEST_CLASS + 1, True)
-    return model, DETECTORS[detector].build_criterion(args, LARGEST_CLASS + 1)
+    model = DETECTORS[detector].build_model(args, NUM_CLASSES, True)
+    return model, DETECTORS[detector].build_criterion(args, NUM_CLASSES)
 
 
 def bytes_of(dataset: Path, image_size: int = 64) -> Batch:

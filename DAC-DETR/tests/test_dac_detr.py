@@ -20,7 +20,7 @@ from dac_detr.postprocess import unsuppressed
 from dac_detr.recipe import DETECTOR
 from tests.detector_runs import run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
-from tests.tiny_models import build
+from tests.tiny_models import NUM_CLASSES, build
 from tools.detectors import options
 
 NAME = "DAC-DETR"
@@ -43,7 +43,10 @@ def features(batch: int = 2, height: int = 7, width: int = 9, seed: int = 0) -> 
 def targets(*numbers: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
     return [
-        {"labels": torch.randint(1, 7, (n,), generator=generator), "boxes": 0.2 + 0.3 * torch.rand(n, 4, generator=generator)}
+        {
+            "labels": torch.randint(NUM_CLASSES, (n,), generator=generator),
+            "boxes": 0.2 + 0.3 * torch.rand(n, 4, generator=generator),
+        }
         for n in numbers
     ]
 

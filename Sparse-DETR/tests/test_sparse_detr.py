@@ -17,7 +17,7 @@ from sparse_detr.checkpoint import adapt, export
 from sparse_detr.recipe import DETECTOR
 from tests.detector_runs import EFFICIENT, TWO_STAGE, run_here, tiny
 from tests.tiny_checkpoints import tiny_checkpoint
-from tests.tiny_models import build
+from tests.tiny_models import NUM_CLASSES, build
 from tools.detectors import options
 
 NAME = "Sparse-DETR"
@@ -42,7 +42,10 @@ def features(sizes: list[tuple[int, int]], seed: int = 0) -> list[tuple[Tensor, 
 def targets(*numbers: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
     return [
-        {"labels": torch.randint(1, 7, (n,), generator=generator), "boxes": 0.2 + 0.3 * torch.rand(n, 4, generator=generator)}
+        {
+            "labels": torch.randint(NUM_CLASSES, (n,), generator=generator),
+            "boxes": 0.2 + 0.3 * torch.rand(n, 4, generator=generator),
+        }
         for n in numbers
     ]
 

@@ -19,7 +19,6 @@ Images are run one by one, so none is padded. Shapes: S sequences of an image (f
 N pixels, d features.
 """
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -102,8 +101,9 @@ def column_keys(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def measure(loaded: Loaded, images: Sequence[Path]) -> dict[str, Any]:
     """What the layers do with each image: ``N`` of every sequence, and a list of ``layers``.
 
-    A layer has ``counts`` (M of every sequence), ``exceeded`` (share of the sequences with more regions than ``--capacity auto`` has
-    room for), ``lengths`` (number of regions of 0, 1, 2, ... pixels) and ``mean_length``; with decoupled attention also ``agreement`` and ``chance`` of every sequence and their means.
+    A layer has ``counts`` (M of every sequence), ``exceeded`` (share of the sequences with more than ``--capacity auto`` has
+    room for), ``lengths`` (number of regions of 0, 1, ... pixels) and ``mean_length``; with decoupled attention also ``agreement``
+    and ``chance`` of every sequence and their means.
     """
     sigma = loaded.args.smoothing_sigma
     sizes: list[int] = []

@@ -8,7 +8,7 @@ from typing import Any
 from ..detector import Detector
 from ..errors import UserError, quoted
 from .arguments import Parser
-from .options import CHANGEABLE, PER_CALL, build_parser, lacks_data, trains
+from .options import CHANGEABLE, DATA, PER_CALL, build_parser, lacks_data, trains
 
 
 def follow_checkpoint(
@@ -34,6 +34,11 @@ def follow_checkpoint(
     """
     revealed = _reveal(detector, checkpoint, path)
     checkpoint["num_classes"] = revealed.pop("num_classes")
+    if "category_ids" in checkpoint and len(checkpoint["category_ids"]) != checkpoint["num_classes"]:
+        raise UserError(
+            f"{path} lists {len(checkpoint['category_ids'])} category_ids and has weights of {checkpoint['num_classes']} classes: "
+            "it is damaged; choose another"
+        )
     recorded = checkpoint.get("args") or {}
     for name, weights in detector.told.items():
         if not {name} & (explicit | recorded.keys()) and any(weights in key for key in checkpoint["model"]):
@@ -93,15 +98,28 @@ def _go_on(parser: Parser, args: argparse.Namespace, explicit: set[str], recorde
     """Takes over the data of a run that goes on or is evaluated, and the folder of one that goes on; says so."""
     lines = []
     if lacks_data(args):
-        for name in {"coco_path", "coco_panoptic_path", "demo", "dataset_file"} & vars(args).keys() & recorded.keys() - explicit:
+        for name in {*DATA, "dataset_file"} & vars(args).keys() & recorded.keys() - explicit:
             value = _usable(parser, name, recorded[name], path)
-            setattr(args, name, Path(value) if isinstance(value, str) and name.endswith("_path") else value)
-        if args.coco_path or args.demo:
-            lines.append(f"on the data that {path} was trained on: {args.coco_path or 'the built-in shapes'}")
+            setattr(args, name, Path(value) if isinstance(value, str) and name != "dataset_file" else value)
+        if not lacks_data(args):
+            data = args.coco_path or args.val_annotations or "the built-in shapes"
+            lines.append(f"on the data that {path} was trained on: {data}")
     if trains(args) and "output_dir" not in explicit and Path(path).is_file():
         args.output_dir = Path(path).parent
         lines.append(f"the run goes on in its folder {args.output_dir}")
     return lines
+
+
+def check_share(args: argparse.Namespace, checkpoint: dict[str, Any]) -> None:
+    """UserError where a run would validate on images that the checkpoint was trained on: a folder without splits, parted anew."""
+    recorded = checkpoint.get("args") or {}
+    same_data = args.coco_path.resolve() == Path(str(recorded.get("coco_path", ""))).resolve()
+    for name in ("val_share", "seed"):
+        if same_data and recorded.get(name, getattr(args, name)) != getattr(args, name):
+            raise UserError(
+                f"--{name} {getattr(args, name)} parts {args.coco_path} otherwise than for {args.resume}, and images that it was "
+                f"trained on would be for validation: leave out --{name}"
+            )
 
 
 def _usable(parser: Parser, name: str, value: Any, path: str) -> Any:

@@ -1,11 +1,16 @@
 """Options of the detectors that may have a mask head."""
 
+from __future__ import annotations
+
 from argparse import Action, ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UserError
 from .arguments import Parser, number
+
+if TYPE_CHECKING:
+    from ..data.layouts import Layout
 
 MASK_ARCHITECTURE = ("masks",)
 MASK_WEIGHTS = (False, "bbox_attention.", "mask_head.")  # without masks, a model lacks these
@@ -62,8 +67,13 @@ def has_masks(args: Namespace) -> bool:
     return getattr(args, "masks", False)
 
 
-def panoptic_folder(args: Namespace, coco_path: Path) -> Path | None:
-    """Where the panoptic annotations are; None where the options do not want them."""
+def panoptic_folder(args: Namespace, layout: Layout) -> Path | None:
+    """Where the panoptic annotations are; None where the options do not want them; UserError where the data can have none."""
     if getattr(args, "dataset_file", "coco") == "coco":
         return None
-    return args.coco_panoptic_path or coco_path
+    if not layout.panoptic:
+        raise UserError(
+            f"--dataset_file {args.dataset_file} needs COCO 2017's layout, which {layout.folder} does not have: "
+            "pass --coco_path with train2017/, val2017/ and annotations/"
+        )
+    return args.coco_panoptic_path or layout.folder

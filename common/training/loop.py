@@ -57,7 +57,7 @@ def train(
         UserError: the checkpoint's is the last epoch, and evaluated; or a loss is not finite.
         KeyboardInterrupt: stopped; its message says how to go on.
     """
-    description = {"detector": detector.name, "num_classes": max(categories["category_names"]) + 1} | categories
+    description = {"detector": detector.name, "num_classes": len(categories["category_ids"])} | categories
     torch.manual_seed(args.seed + accelerator.process_index)  # the processes have equal weights now, and drop out differently
     images_per_step = args.batch_size * args.accumulate * accelerator.num_processes
     rates = detector.parameter_groups(args, images_per_step)

@@ -29,6 +29,7 @@ def options(*argv):
         (["--lr", "nan"], "--lr"),
         (["--smoothing_sigma", "0.5"], "--smoothing_sigma: '0.5' is not a number of at least 1"),
         (["--image_size", "16"], "--image_size"),
+        (["--val_share", "0"], "--val_share: '0' is not a number above 0 and at most 0.9"),
         (["--score_threshold", "high"], "--score_threshold"),
         (["--eval_every", "0"], "--eval_every: '0' is not a whole number of at least 1"),
         (["--lr"], "--lr"),

@@ -81,8 +81,8 @@ def place(finished: Path, dataset: Path, tmp_path: Path) -> Place:
 
 # What the user does wrong, and what the sentence must say. Every kind of broken annotation is tested with the code that reads them.
 DATASETS = {
-    "missing folder": (lambda p: ("--coco_path", p.data / "nowhere"), ["data/nowhere/"]),
-    "empty folder": (lambda p: p.remove("train2017", "val2017", "annotations"), ["--coco_path", "val2017"]),
+    "missing folder": (lambda p: ("--coco_path", p.data / "nowhere"), ["data/nowhere is no folder", "train2017/"]),
+    "empty folder": (lambda p: p.remove("train2017", "val2017", "annotations"), ["holds no dataset", "data.yaml"]),
     "no annotation file": (lambda p: p.remove(TRAIN), [TRAIN, "does not exist"]),
     "half an annotation file": (lambda p: p.truncate(VAL), [VAL, "JSON"]),
     "another JSON": (lambda p: p.write(TRAIN, '{"shapes": []}'), [TRAIN, "COCO"]),

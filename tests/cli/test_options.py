@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.cli.inherited import follow_checkpoint
-from common.cli.options import CHANGEABLE, PER_CALL, check, check_data, parse
+from common.cli.options import CHANGEABLE, PAIRS, PER_CALL, check, check_data, parse
 from common.detector import ARCHITECTURE
 from common.errors import UserError
 from tests.example_detector import DETECTOR
@@ -81,6 +81,17 @@ def test_a_resumed_run_is_made_fast_by_its_own_machine():
     assert older.channels_last and not older.compile and not older.bucket
 
 
+def test_a_resumed_run_finds_named_files_again():
+    """Those of its own, unless the call says which data."""
+    pairs = {name: f"elsewhere/{name}" for name in PAIRS}
+    own = OWN | {"args": RECORDED | pairs | {"coco_path": None, "val_share": 0.3, "seed": 7}}
+    resumed, lines = options_and_lines(*RESUME, checkpoint=own)
+    assert [getattr(resumed, name) for name in PAIRS] == [Path(value) for value in pairs.values()]
+    assert any("elsewhere/val_annotations" in line for line in lines) and (resumed.val_share, resumed.seed) == (0.3, 7)
+    check_data(resumed)
+    assert options(*RESUME, "--coco_path", "here", checkpoint=own).train_images is None
+
+
 def test_what_the_weights_tell_counts_more_than_what_the_file_says():
     """Protects files whose options are of another repository; only what may be changed is what the file says."""
     published = {"args": {"hidden_dim": 512, "clustering": "region", "lr": 9.0}}
@@ -130,6 +141,8 @@ def test_a_contradiction_with_the_checkpoint_names_both_values(argv, said):
 
 
 DATA = ["--coco_path", "coco"]
+VAL_PAIR = ["--val_images", "b", "--val_annotations", "b.json"]
+TRAIN_PAIR = ["--train_images", "a", "--train_annotations", "a.json"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,11 @@ DATA = ["--coco_path", "coco"]
         ([*DATA, "--eval", "--predict", "a.jpg", "--resume", "x.pth"], ("--eval", "--predict")),
         ([*DATA, "--resume", "x.pth", "--finetune", "y.pth"], ("--resume", "--finetune")),
         (["--eval", "--resume", "x.pth"], ("--coco_path", "--demo")),
+        (VAL_PAIR, ("--val_images is not enough", "--train_images, --train_annotations")),
+        ([*TRAIN_PAIR, *VAL_PAIR[2:]], ("--train_images is not enough", "--val_images, too")),
+        ([*VAL_PAIR[:2], "--eval", "--resume", "x.pth"], ("pass --val_annotations",)),
+        ([*DATA, *TRAIN_PAIR], ("--coco_path and --train_images", "choose one")),
+        (["--demo", *VAL_PAIR], ("--demo and --val_images", "choose one")),
         ([*DATA, "--hidden_dim", "100"], ("--hidden_dim 100", "--nheads 8")),
         ([*DATA, "--hidden_dim", "6", "--nheads", "2"], ("--hidden_dim 6", "divisible by 4")),
         ([*DATA, "--dilation", "--last_stage", "3"], ("--dilation", "--last_stage 3")),
@@ -164,6 +182,8 @@ def test_contradictions_are_told(argv, said):
         ["--demo"],
         ["--demo", "--eval", "--resume", "x.pth"],
         [*DATA, "--finetune", "x.pth"],
+        [*TRAIN_PAIR, *VAL_PAIR],
+        [*VAL_PAIR, "--eval", "--resume", "x.pth"],
         [*DATA, "--resume", "x.pth"],
         ["--predict", "a.jpg", "folder", "--resume", "x.pth"],
         [*DATA, "--hidden_dim", "100", "--nheads", "5", "--dropout", "0.99", "--lr", "0"],

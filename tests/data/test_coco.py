@@ -6,7 +6,6 @@ from traceback import clear_frames
 
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -15,7 +14,7 @@ from common.data.coco import CocoDetection
 from common.data.loading import build_dataset, collate
 from common.data.shapes import write_shapes_dataset
 from common.errors import UserError
-from tests.small_datasets import HEIGHT, WIDTH, content, sentence
+from tests.small_datasets import HEIGHT, WIDTH, content, sentence, write_images
 
 
 def as_it_is(image, target):
@@ -23,9 +22,7 @@ def as_it_is(image, target):
 
 
 def dataset_of(folder, annotations, images=2):
-    (folder / "images").mkdir()
-    for i in range(1, images + 1):
-        Image.new("RGB", (WIDTH, HEIGHT), (i, 0, 0)).save(folder / "images" / f"{i}.png")
+    write_images(folder / "images", images)
     (folder / "annotations.json").write_text(json.dumps(content(annotations, images)))
     return CocoDetection(folder / "images", folder / "annotations.json", as_it_is)
 
@@ -47,7 +44,7 @@ def test_targets_hold_the_usable_boxes(tmp_path):
     image, target = dataset[0]
     assert image.shape == (3, HEIGHT, WIDTH) and (image[0] == 1).all()
     assert target["boxes"].tolist() == [[4, 5, 14, 25], [0, 0, 10, 10], [30.5, 20, 40, 30]]
-    assert target["labels"].tolist() == [7, 3, 7]
+    assert target["labels"].tolist() == [1, 0, 1] and dataset.category_ids == [3, 7]
     assert target["image_id"] == 1 and target["orig_size"].tolist() == [HEIGHT, WIDTH]
     _, empty = dataset[1]
     assert empty["boxes"].shape == (0, 4) and empty["labels"].shape == (0,) and empty["labels"].dtype == torch.long

@@ -52,7 +52,8 @@ def test_targets_are_the_segments(dataset):
         image, target = images[index]
         size, orig_size = target["size"].tolist(), target["orig_size"].tolist()
         listed = [a for a in images.coco.imgToAnns[target["image_id"]] if not a["iscrowd"]]
-        assert torch.equal(image, instances[index][0]) and target["labels"].tolist() == [a["category_id"] for a in listed]
+        assert torch.equal(image, instances[index][0])
+        assert [images.category_ids[c] for c in target["labels"]] == [a["category_id"] for a in listed]
         assert target["masks"].shape == (len(listed), *size) and bool((target["masks"].sum(0) <= 1).all())
         boxes = box_convert(target["boxes"], "cxcywh", "xywh") * torch.tensor(orig_size[::-1] * 2)
         torch.testing.assert_close(boxes, torch.tensor([a["bbox"] for a in listed]).float(), rtol=0, atol=1e-3)

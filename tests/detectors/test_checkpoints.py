@@ -133,8 +133,10 @@ def test_clustering_may_be_switched_in_use(clustered, own, dataset, tmp_path, ca
         assert said in "".join(restored.messages) and bool(restored.messages)
         assert restored.args.clustering == other
         outputs(restored.model)
+    run = {"epoch": 0, "optimizer": {}, "lr_scheduler": {}, "random_states": []}
+    torch.save(torch.load(own("none"), weights_only=True) | run, tmp_path / "run.pth")
     argv = ("--coco_path", dataset, "--output_dir", tmp_path / "out", "--clustering", "region", "--device", "cpu")
-    assert run_here(clustered, *argv, "--resume", own("none"), "--epochs", 2, "--num_workers", "0") == 2
+    assert run_here(clustered, *argv, "--resume", tmp_path / "run.pth", "--epochs", 2, "--num_workers", "0") == 2
     assert "W_prob" in capsys.readouterr().err
 
 
@@ -233,7 +235,7 @@ def test_no_data(detector, tmp_path, capsys):
 
 
 def test_a_plain_checkpoint_is_a_warm_start_for_other_classes(detector, plain, dataset, tmp_path, capsys):
-    """``--finetune``: the probability layers are new, a class head of another size starts anew, the rest is kept."""
+    """``--finetune``: the probability layers are new, the class head starts anew, though it has the same size; the rest is kept."""
     data = tmp_path / "data"
     (data / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
@@ -247,9 +249,9 @@ def test_a_plain_checkpoint_is_a_warm_start_for_other_classes(detector, plain, d
     said = capsys.readouterr().out
     assert "class_embed" in said and ("W_prob" in said) == (detector in CLUSTERED)
     before, after = (torch.load(path, weights_only=True) for path in (plain, out / "checkpoint.pth"))
-    assert after["num_classes"] == 13
+    assert after["num_classes"] == 7 == before["num_classes"] and after["category_ids"] == [*range(1, 7), 12]
     assert detector not in CLUSTERED or after["args"]["clustering"] == "region"
-    changed = (*DETECTORS[detector].renewable, "running_", "tracked")
+    changed = (*DETECTORS[detector].classes, *DETECTORS[detector].renewable, "running_", "tracked")
     kept = [k for k in before["model"] if not any(part in k for part in changed)]
     assert all(torch.equal(before["model"][k], after["model"][k]) for k in kept)
 

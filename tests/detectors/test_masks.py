@@ -104,10 +104,10 @@ def test_a_panoptic_detector_is_trained_on_boxes_and_its_masks_alone(dataset, tm
     assert run_here("DETR-ENACT", *run_of("DETR-ENACT", dataset, tmp_path / "boxes", *panoptic)) == 0
     first = tmp_path / "boxes" / "checkpoint.pth"
     [log] = map(json.loads, (tmp_path / "boxes" / "log.txt").read_text().splitlines())
-    assert read_checkpoint(first)["num_classes"] == 9 and not any("PQ" in name or "masks" in name for name in log)
+    assert read_checkpoint(first)["num_classes"] == 8 and not any("PQ" in name or "masks" in name for name in log)
     second = run_of("DETR-ENACT", dataset, tmp_path / "masks", *panoptic, "--masks", "--frozen_weights", first)
     assert run_here("DETR-ENACT", *second) == 0
-    assert read_checkpoint(tmp_path / "masks" / "checkpoint.pth")["num_classes"] == 9
+    assert read_checkpoint(tmp_path / "masks" / "checkpoint.pth")["num_classes"] == 8
 
 
 def test_the_demo_with_masks_is_panoptic():

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from common.evaluation.panoptic import panoptic_map
 
+IDS = (10, 11, 12, 20, 5_000_000)  # of the categories with the numbers 0 to 4
 STUFF, THRESHOLD = (3, 4), 0.5
 PADDED, SIZE, ORIG_SIZE = (32, 40), (28, 36), (56, 72)
 
@@ -21,7 +22,8 @@ def outputs_of(categories: list[int], probabilities: list[float], logits: torch.
 
 
 def found_of(*example, chunk: int = 20) -> tuple[np.ndarray, list]:
-    return panoptic_map(outputs_of(*example), 0, PADDED, SIZE, ORIG_SIZE, stuff=STUFF, threshold=THRESHOLD, chunk=chunk)
+    options = {"category_ids": IDS, "stuff": [IDS[c] for c in STUFF], "threshold": THRESHOLD, "chunk": chunk}
+    return panoptic_map(outputs_of(*example), 0, PADDED, SIZE, ORIG_SIZE, **options)
 
 
 def by_the_rule(categories: list[int], logits: torch.Tensor) -> tuple[np.ndarray, int]:
@@ -56,9 +58,9 @@ def test_maps_follow_the_rule(chunk):
         expected, count = by_the_rule(categories[:7], logits[:7])
         of_id = {s["id"]: s["category_id"] for s in segments}
         assert ids.shape == ORIG_SIZE and len(segments) == count
-        assert (np.vectorize(of_id.get)(ids) == expected).all()
+        assert (np.vectorize(of_id.get)(ids) == np.take(IDS, expected)).all()
         assert {s["id"]: s["area"] for s in segments} == dict(zip(*(x.tolist() for x in np.unique(ids, return_counts=True))))
-        assert sum(s["category_id"] == 3 for s in segments) == 1
+        assert sum(s["category_id"] == IDS[3] for s in segments) == 1
 
 
 def test_a_small_segment_goes_and_its_pixels_to_the_next():
@@ -67,7 +69,7 @@ def test_a_small_segment_goes_and_its_pixels_to_the_next():
     logits[1] = -1
     logits[1, 5, 5] = 1
     ids, segments = found_of([0, 1], [0.9, 0.9], logits)
-    assert (ids == 1).all() and segments == [{"id": 1, "category_id": 0, "area": ids.size}]
+    assert (ids == 1).all() and segments == [{"id": 1, "category_id": IDS[0], "area": ids.size}]
 
 
 def test_nobody_is_sure():

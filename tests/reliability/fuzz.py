@@ -1,4 +1,4 @@
-"""A mutation fuzzer for what comes from outside: annotation files, checkpoints and logs.
+"""A mutation fuzzer for what comes from outside: annotation files, descriptions of YOLO datasets, checkpoints and logs.
 
     python -m tests.reliability.fuzz --count 100000 [--seed 0]
 
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from common.boundary.annotations import read_annotations
 from common.boundary.logs import read_log
 from common.cli.restore import restore
 from common.data.annotations import category_names, stuff_of
+from common.data.layouts import recognise
 from common.data.loading import build_dataset
 from common.data.shapes import write_shapes_dataset
 from common.errors import MOST_SAID, UserError
@@ -81,6 +83,7 @@ class Fuzzer:
         self.kinds: tuple[Callable[[random.Random], None], ...] = (
             self.instances,
             self.panoptic,
+            self.yolo,
             self.weights,
             self.record,
             self.bytes_of_a_file,
@@ -135,6 +138,20 @@ class Fuzzer:
         with self.written(self.json["panoptic"], _json(mutate(self.content["panoptic"], rng))):
             images = build_dataset(self.data, "val", 48, 0, masks=True, panoptic_path=self.data)
             images.remarks(), images[0], images[len(images) - 1]
+
+    def yolo(self, rng: random.Random) -> None:
+        """The same images, described by a damaged ``data.yaml`` or by a damaged row beside the first of them."""
+        description = {"path": str(self.data), "val": ["val2017"], "names": {"0": "a", "1": "b"}, "nc": 2}
+        row: list[Any] = [rng.randrange(2), *[rng.random() for _ in range(rng.choice((4, 6)))]]
+        if rng.random() < 0.5:
+            description = mutate(description, rng)
+        else:
+            row = mutate(row, rng)
+        path, text = self.data / "data.yaml", self.data / "val2017" / "000000000001.txt"
+        labels = " ".join(map(str, row)).encode(errors="surrogatepass")
+        with self.written(text, labels), self.written(path, _json(description)):  # JSON is YAML
+            images = build_dataset(recognise(path), "val", 48, 0)
+            images.remarks(), images.aspect_ratios(), images[0]
 
     def weights(self, rng: random.Random) -> None:
         """Read as ``--predict`` does, and now and then trained on."""

@@ -27,7 +27,7 @@ from common.evaluation.evaluate import evaluate_all
 from common.training.loop import train_one_epoch
 from common.training.state import TrainingState
 from tests.detector_runs import EXAMPLE, tiny
-from tests.tiny_models import LARGEST_CLASS
+from tests.tiny_models import NUM_CLASSES
 from tools.detectors import DETECTORS, options
 
 ROUNDS, STEPS = 50, 40  # an evaluation behind as many steps
@@ -50,8 +50,8 @@ def main() -> int:
         training = training_loader(build_dataset(data, "train", args.image_size, 0), args.batch_size, seed=0, **loaders)
         validation = evaluation_loader(build_dataset(data, "val", args.image_size, 0), args.batch_size, **loaders)
         accelerator = Accelerator(cpu=True)
-        criterion = detector.build_criterion(args, LARGEST_CLASS + 1)
-        model = detector.build_model(args, LARGEST_CLASS + 1, True)
+        criterion = detector.build_criterion(args, NUM_CLASSES)
+        model = detector.build_model(args, NUM_CLASSES, True)
         state = TrainingState(model, detector.parameter_groups(args, args.batch_size), args, accelerator, {})
         start = 0.0
         for epoch in trange(ROUNDS):

@@ -33,7 +33,7 @@ def test_training_leaves_checkpoints_log_and_curves(trained):
 
     last = read_checkpoint(trained / "checkpoint.pth")
     assert {"model", "optimizer", "lr_scheduler", "epoch", "args", "random_states", "num_classes", "category_names"} <= last.keys()
-    assert (last["epoch"], last["num_classes"], last["args"]["lr_drop"]) == (EPOCHS - 1, 7, LR_DROP)
+    assert (last["epoch"], last["num_classes"], last["args"]["lr_drop"]) == (EPOCHS - 1, 6, LR_DROP)
     assert read_checkpoint(trained / f"checkpoint{LR_DROP - 1:04}.pth")["epoch"] == LR_DROP - 1
 
     log = read_log(trained)

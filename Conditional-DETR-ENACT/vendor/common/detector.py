@@ -71,8 +71,9 @@ class Detector:
         changeable: options of its own that belong to a checkpoint's model and may still be changed when it is used.
         plain: options of both kinds -> the value with which the model is a plain one, and parts of the names of the weights that it
             lacks then. ``--finetune`` does not take that value over from a checkpoint: that of a plain model is a warm start.
-        renewable: parts of the names of weights that may start anew with ``--finetune``: their shape follows the number of
-            classes, or files that it starts from lack them.
+        classes: parts of the names of weights that belong to single classes: with ``--finetune`` they start anew where the classes
+            are others.
+        renewable: parts of the names of weights that may start anew with ``--finetune``: files that it starts from lack them.
         fresh: options with which a model may start from weights without them (``--finetune``): -> parts of the names of weights
             that start anew then.
         told: options that no weights tell though they belong to some: -> a part of these weights' names. Their checkpoints, or
@@ -98,7 +99,8 @@ class Detector:
     architecture: tuple[str, ...] = ARCHITECTURE
     changeable: tuple[str, ...] = ()
     plain: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    renewable: tuple[str, ...] = ("class_embed",)
+    classes: tuple[str, ...] = ("class_embed",)
+    renewable: tuple[str, ...] = ()
     fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     told: Mapping[str, str] = field(default_factory=dict)
     parameter_groups: Callable[[Namespace, int], list[tuple[str, float]]] = backbone_and_rest

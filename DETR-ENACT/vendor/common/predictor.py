@@ -19,6 +19,7 @@ from .detector import Detector
 from .errors import UserError
 from .evaluation.masks import image_masks, sizes_of
 from .evaluation.panoptic import panoptic_map
+from .evaluation.postprocess import with_category_ids
 from .models.model import DetectionModel
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -32,7 +33,8 @@ class Predictor:
         detector: whose model it is.
         model: trained; is set to evaluation.
         args: the options that it was built with.
-        categories: ``category_names`` (id -> name) and, of a panoptic model, ``stuff``: ids of categories without instances.
+        categories: ``category_names`` (id -> name), ``category_ids`` (the id of each class number) and, of a panoptic model,
+            ``stuff``: ids of categories without instances.
         device: where the model runs; it is moved there.
 
     Attributes:
@@ -46,8 +48,9 @@ class Predictor:
         self.detector, self.args, self.device = detector, args, device
         self.model: nn.Module = model.to(device).eval()
         self.category_names: dict[int, str] = categories["category_names"]
+        self.category_ids: Sequence[int] = categories["category_ids"]
         self.stuff: Sequence[int] | None = categories.get("stuff")
-        self.postprocess = detector.build_postprocess(args)
+        self.postprocess = with_category_ids(detector.build_postprocess(args), self.category_ids, device)
 
     def __call__(
         self,
@@ -111,7 +114,7 @@ class Predictor:
         """
         found: dict[str, Any] = {"masks": image_masks(outputs["masks"], image, kept, *shapes).cpu()}
         if self.stuff is not None:
-            options = {"stuff": self.stuff, "threshold": self.args.panoptic_threshold}
+            options = {"category_ids": self.category_ids, "stuff": self.stuff, "threshold": self.args.panoptic_threshold}
             ids, segments = panoptic_map(outputs, image, *shapes, **options)
             found["panoptic"] = {"ids": torch.from_numpy(ids), "segments": segments}
         return found

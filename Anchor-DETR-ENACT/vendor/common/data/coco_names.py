@@ -1,5 +1,6 @@
-"""The names of COCO's categories, for published checkpoints, which have numbers alone."""
+"""The names of COCO's categories, for published checkpoints, which have numbers alone; and how classes are numbered."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
@@ -63,15 +64,28 @@ STUFF: dict[int, str] = {
 PANOPTIC_CLASSES = 250  # of DETR's published panoptic models
 
 
+def number_classes(names: Mapping[int, str]) -> list[int]:
+    """The category id of each class number of a model that is trained from scratch: COCO's categories keep their ids as numbers, as
+    in the published checkpoints; all others are numbered from 0 in the order of their ids.
+
+    Args:
+        names: category id -> name.
+    """
+    return list(range(max(names) + 1)) if names.items() <= (THINGS | STUFF).items() else sorted(names)
+
+
 def told_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its categories: ``category_names``, and ``stuff`` where it is panoptic."""
-    return {name: checkpoint[name] for name in ("category_names", "stuff") if name in checkpoint}
+    """What a checkpoint says of its categories: ``category_names``, ``category_ids``, and ``stuff`` where it is panoptic."""
+    return {name: checkpoint[name] for name in ("category_names", "category_ids", "stuff") if name in checkpoint}
 
 
 def known_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Those of a checkpoint; COCO's of a published one, whose number of classes tells them."""
+    """Those of a checkpoint; COCO's of a published one, whose number of classes tells them. Where it has no ``category_ids``, as
+    published ones and those of earlier versions, a class's number is its id.
+    """
+    known: dict[str, Any] = {"category_ids": list(range(checkpoint["num_classes"]))}
     if "category_names" in checkpoint:
-        return told_categories(checkpoint)
+        return known | told_categories(checkpoint)
     if checkpoint["num_classes"] == PANOPTIC_CLASSES:
-        return {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
-    return {"category_names": THINGS if checkpoint["num_classes"] == len(THINGS) else {}}
+        return known | {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
+    return known | {"category_names": THINGS if checkpoint["num_classes"] == len(THINGS) else {}}

@@ -3,7 +3,7 @@
 Shapes: B images, Q queries, C classes, K queries that are kept, H x W pixels of the padded batch.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def panoptic_map(
     size: tuple[int, int],
     orig_size: tuple[int, int],
     *,
+    category_ids: Sequence[int],
     stuff: Collection[int],
     threshold: float,
     chunk: int = CHUNK,
@@ -43,7 +44,8 @@ def panoptic_map(
     Args:
         outputs: of a model with masks whose last class is "no object".
         image, padded, size, orig_size: as for :func:`image_masks`.
-        stuff: categories whose segments are merged.
+        category_ids: the id of each class number.
+        stuff: ids of categories whose segments are merged.
         threshold: least probability of a query's class.
         chunk: how many masks are computed at once.
 
@@ -52,7 +54,7 @@ def panoptic_map(
     """
     scores, labels = outputs["pred_logits"][-1, image].float().softmax(-1).max(-1)
     queries = ((labels < outputs["pred_logits"].shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
-    categories = labels[queries].tolist()
+    categories = [category_ids[c] for c in labels[queries].tolist()]
     first: dict[int, int] = {}
     merged = [first.setdefault(c, k) if c in stuff else k for k, c in enumerate(categories)]
     while len(queries):
@@ -105,7 +107,7 @@ class PanopticEvaluation:
         """The images of a batch, with their sizes by :func:`sizes_of`."""
         for i, (size, orig_size) in enumerate(sizes):
             image_id = batch.targets[i]["image_id"]
-            options = {"stuff": self.stuff, "threshold": self.threshold}
+            options = {"category_ids": self.dataset.category_ids, "stuff": self.stuff, "threshold": self.threshold}
             ids, segments = panoptic_map(outputs, i, batch.images.shape[-2:], size, orig_size, **options)
             counts = compare(self.dataset.segments(image_id), self.dataset.coco.imgToAnns[image_id], ids, segments)
             name = self.dataset.segment_file(image_id).name

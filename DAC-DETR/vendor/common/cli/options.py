@@ -13,9 +13,13 @@ from .masks import MASK_DEMO, MASK_RECIPE, NoMaskHead
 if TYPE_CHECKING:
     from ..detector import Detector
 
+PAIRS = ("train_images", "train_annotations", "val_images", "val_annotations")
+# Options that say what a run's data are.
+DATA = ("coco_path", *PAIRS, "coco_panoptic_path", "demo")
 # Options of one call, which a resumed run does not take over from the one before.
 PER_CALL = {
-    *("coco_path", "coco_panoptic_path", "demo", "eval", "export", "predict", "information", "score_threshold", "save_json"),
+    *DATA,
+    *("eval", "export", "predict", "information", "score_threshold", "save_json"),
     *("resume", "finetune", "output_dir"),
     *("device", "num_workers", "channels_last", "compile", "tf32"),
 }
@@ -78,13 +82,25 @@ def trains(args: argparse.Namespace) -> bool:
 
 def lacks_data(args: argparse.Namespace) -> bool:
     """Whether a run needs a dataset and has none."""
-    return not (args.coco_path or args.demo or args.predict or args.export)
+    return not (args.coco_path or pairs_given(args) or args.demo or args.predict or args.export)
+
+
+def pairs_given(args: argparse.Namespace) -> list[str]:
+    """The options that name folders of images and their annotation files one by one, as far as they are given."""
+    return [name for name in PAIRS if getattr(args, name)]
 
 
 def check_data(args: argparse.Namespace) -> None:
-    """Raises UserError where a run has no data; one that goes on may have it from its checkpoint."""
+    """Raises UserError where a run has no data, or parts of them; one that goes on may have them from its checkpoint."""
     if lacks_data(args):
-        raise UserError("no data: pass --coco_path with a dataset in COCO's format, or --demo for the built-in one")
+        raise UserError("no data: pass --coco_path with the folder of a dataset, or --demo for the built-in one")
+    if not (given := pairs_given(args)) or args.predict or args.export:
+        return
+    if args.coco_path or args.demo:
+        other = "--coco_path" if args.coco_path else "--demo"
+        raise UserError(f"{other} and --{given[0]} both say what the data are: choose one")
+    if lacking := [name for name in (PAIRS[2:] if args.eval else PAIRS) if name not in given]:
+        raise UserError(f"--{given[0]} is not enough: pass --{', --'.join(lacking)}, too")
 
 
 def argv_of(options: dict[str, Any]) -> list[str]:

@@ -70,9 +70,12 @@ def keeps_classes(args: Namespace) -> bool:
 
 
 def build_model(
-    detector: Detector, args: Namespace, checkpoint: dict[str, Any], num_classes: int
+    detector: Detector, args: Namespace, checkpoint: dict[str, Any], num_classes: int, other_classes: bool = False
 ) -> tuple[DetectionModel, list[str]]:
     """The model of these options, with the checkpoint's weights where there is one, and lines that say what was not loaded.
+
+    Args:
+        other_classes: the model's classes are not those of the checkpoint, even if they are as many.
 
     Raises:
         UserError: weights that must be there are missing, unknown or of another shape.
@@ -84,10 +87,12 @@ def build_model(
     state_dict = detector.adapt(checkpoint["model"], args.nheads)
     if model.detector is not model and not has_mask_head(state_dict):
         state_dict = {f"{DETECTOR_OF_MASKS}{name}": value for name, value in state_dict.items()}
+    if other_classes:
+        state_dict = {name: value for name, value in state_dict.items() if not any(part in name for part in detector.classes)}
     may_be_new = []
     optional = [part for _, *weights in detector.plain.values() for part in weights]
     if args.finetune:
-        may_be_new = [*detector.renewable, *optional, *checkpoint.get("fresh", ())]
+        may_be_new = [*detector.classes, *detector.renewable, *optional, *checkpoint.get("fresh", ())]
     elif not args.resume:  # a detector to which a mask head is added
         may_be_new = detector.plain["masks"][1:]
     elif args.eval or args.predict:  # with an encoder that the user chose, whatever it was trained with

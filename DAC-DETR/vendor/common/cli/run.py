@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch.utils.data import DataLoader
 
-from ..boundary.checkpoints import load_checkpoint
+from ..boundary.checkpoints import check_continuation, load_checkpoint
 from ..boundary.outputs import only_run_in
 from ..data.coco import CocoDetection
-from ..data.coco_names import known_categories
+from ..data.coco_names import known_categories, told_categories
+from ..data.layouts import Layout, Split, of_pairs, recognise
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
 from ..data.sources import find_sources
@@ -31,14 +32,14 @@ from ..output.results import CocoResults
 from ..predictor import Predictor
 from ..training import interrupts
 from ..training.loop import train
-from .categories import categories_of, checked
+from .categories import categories_of, checked, knows_all
 from .device import build_accelerator, chosen_device
 from .export import run_export
-from .inherited import follow_checkpoint
+from .inherited import check_share, follow_checkpoint
 from .main import hang_up
 from .masks import has_masks, panoptic_folder
-from .options import check, check_data, parse
-from .restore import build_model, keeps_classes, starting_weights
+from .options import check, check_data, pairs_given, parse, trains
+from .restore import build_model, starting_weights
 
 DEMO_PICTURES = 12
 
@@ -104,11 +105,17 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
 
 def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Trains; the demo also draws what it has learned to detect."""
-    coco_path = _dataset_folder(args, accelerator)
-    val, training = _dataset(args, coco_path, "val"), _dataset(args, coco_path, "train")
-    categories = checked(categories_of(training), "train2017", args, checkpoint, val)
-    _print_remarks({"train2017": training, "val2017": val}, accelerator)
-    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, max(categories["category_names"]) + 1)
+    if args.resume:
+        check_continuation(checkpoint, args.resume)
+    layout = _layout(args, accelerator, checkpoint)
+    val, training = _dataset(args, layout, "val"), _dataset(args, layout, "train")
+    categories = checked(categories_of(training), layout.train.name, args, checkpoint, val, layout.val.name)
+    for split, dataset in ((layout.train, training), (layout.val, val)):
+        dataset.number_classes(categories["category_ids"])
+        _print_remarks(split, dataset, accelerator)
+    if both := len({*map(training.path, training.ids)} & {*map(val.path, val.ids)}):
+        accelerator.print(f"{both} images are trained on and validated on: precision is not that of new images")
+    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, categories)
     processes = _processes(accelerator)
     train_loader = training_loader(training, args.batch_size, args.num_workers, seed=args.seed, bucket=args.bucket, **processes)
     val_loader = evaluation_loader(val, args.batch_size, args.num_workers, **processes)
@@ -125,11 +132,14 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
 
 def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> None:
     """Writes ``eval.json`` and ``predictions.json``."""
-    val = _dataset(args, _dataset_folder(args, accelerator), "val")
+    layout = _layout(args, accelerator, checkpoint)
+    val = _dataset(args, layout, "val")
     known = checkpoint if checkpoint.get("category_names") else categories_of(val)
-    names = checked(known, args.resume, args, checkpoint, val)["category_names"]
-    _print_remarks({"val2017": val}, accelerator)
-    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
+    categories = checked(told_categories(known), args.resume, args, checkpoint, val, layout.val.name)
+    names = categories["category_names"]
+    val.number_classes(categories["category_ids"])
+    _print_remarks(layout.val, val, accelerator)
+    model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, categories)
     prepare_output(args.output_dir, accelerator)
     loader: DataLoader = evaluation_loader(val, args.batch_size, args.num_workers, **_processes(accelerator))
     evaluations = evaluate_all(detector, args, accelerator.prepare(model), criterion, loader, accelerator, args.output_dir)
@@ -159,8 +169,8 @@ def run_prediction(detector: Detector, args: Namespace, accelerator: Accelerator
     folder = args.output_dir / "predictions"
     sources = find_sources(args.predict, left_out=folders_of(folder))
     prepare_output(args.output_dir, accelerator)
-    model, _ = _model_and_losses(detector, args, accelerator, checkpoint, checkpoint["num_classes"])
     categories = known_categories(checkpoint)
+    model, _ = _model_and_losses(detector, args, accelerator, checkpoint, categories)
     if accelerator.is_main_process:
         predictor = Predictor(detector, model, args, categories, accelerator.device)
         results = CocoResults(args.output_dir, predictor.category_names) if args.save_json else None
@@ -180,29 +190,38 @@ def _processes(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _dataset(args: Namespace, coco_path: Path, split: str) -> CocoDetection:
-    return build_dataset(coco_path, split, args.image_size, args.seed, has_masks(args), panoptic_folder(args, coco_path))
+def _dataset(args: Namespace, layout: Layout, split: str) -> CocoDetection:
+    return build_dataset(layout, split, args.image_size, args.seed, has_masks(args), panoptic_folder(args, layout))
 
 
-def _dataset_folder(args: Namespace, accelerator: Accelerator) -> Path:
-    if args.coco_path:
-        return args.coco_path
-    with accelerator.main_process_first():
-        return ensure_shapes_dataset(Path("data") / "shapes", progress=accelerator.is_main_process)
+def _layout(args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any]) -> Layout:
+    """Where the data are, which is said in a line."""
+    if pairs_given(args):
+        train = (args.train_images, args.train_annotations) if trains(args) else None
+        layout = of_pairs(train, (args.val_images, args.val_annotations))
+    elif args.coco_path:
+        layout = recognise(args.coco_path, args.val_share, args.seed)
+    else:
+        with accelerator.main_process_first():
+            layout = recognise(ensure_shapes_dataset(Path("data") / "shapes", progress=accelerator.is_main_process))
+    if layout.shared and args.resume:
+        check_share(args, checkpoint)
+    accelerator.print(layout.said)
+    return layout
 
 
-def _print_remarks(datasets: dict[str, CocoDetection], accelerator: Accelerator) -> None:
-    for split, dataset in datasets.items():
-        if remarks := dataset.remarks():
-            accelerator.print(f"{split}: {len(dataset)} images, of which {'; '.join(remarks)}")
+def _print_remarks(split: Split, dataset: CocoDetection, accelerator: Accelerator) -> None:
+    if remarks := dataset.remarks():
+        accelerator.print(f"{split.name}: {len(dataset)} images, of which {'; '.join(remarks)}")
 
 
 def _model_and_losses(
-    detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any], num_classes: int
+    detector: Detector, args: Namespace, accelerator: Accelerator, checkpoint: dict[str, Any], categories: dict[str, Any]
 ) -> tuple[DetectionModel, Criterion]:
-    num_classes = checkpoint["num_classes"] if keeps_classes(args) else num_classes
+    num_classes = len(categories["category_ids"])
+    other_classes = bool(args.finetune) and not knows_all(checkpoint, categories["category_names"])
     with accelerator.main_process_first():
-        model, messages = build_model(detector, args, checkpoint, num_classes)
+        model, messages = build_model(detector, args, checkpoint, num_classes, other_classes)
     for line in messages:
         accelerator.print(line)
     criterion = detector.build_criterion(args, num_classes).to(accelerator.device)

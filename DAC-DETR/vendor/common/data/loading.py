@@ -1,4 +1,4 @@
-"""From a dataset folder to batches.
+"""From a dataset to batches.
 
 Shapes: B images, H x W pixels of the padded batch.
 """
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import UserError
 from .coco import CocoDetection
+from .layouts import Layout, recognise
 from .panoptic import CocoPanoptic
 from .sampling import BucketSampler, EvaluationSampler, ShuffledSampler
 from .transforms import evaluation_transforms, normalize, training_transforms
@@ -61,20 +62,24 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
 
 
 def build_dataset(
-    coco_path: Path, split: str, image_size: int, seed: int, masks: bool = False, panoptic_path: Path | None = None
+    data: Path | Layout, split: str, image_size: int, seed: int, masks: bool = False, panoptic_path: Path | None = None
 ) -> CocoDetection:
     """The images of a split with their instances, or with their panoptic segments where these have a folder.
 
     Args:
+        data: a folder in any layout, or what was recognised.
         split: "train" (with DETR's augmentation) or "val".
         masks: objects have masks, too.
+        panoptic_path: the folder of panoptic segments of COCO 2017's layout.
     """
+    layout = data if isinstance(data, Layout) else recognise(data)
     transforms = training_transforms(image_size) if split == "train" else evaluation_transforms(image_size)
-    images, instances = coco_path / f"{split}2017", coco_path / "annotations" / f"instances_{split}2017.json"
+    part = layout.train if split == "train" else layout.val
     if panoptic_path is None:
-        return CocoDetection(images, instances, transforms, seed, masks)
+        return CocoDetection(part.images, part.annotations, transforms, seed, masks, part.read() if part.read else None)
     segments, annotations = panoptic_path / f"panoptic_{split}2017", panoptic_path / "annotations" / f"panoptic_{split}2017.json"
-    return CocoPanoptic(images, annotations, segments, transforms, seed, masks, instances if split == "val" else None)
+    truth = part.annotations if split == "val" else None
+    return CocoPanoptic(part.images, annotations, segments, transforms, seed, masks, truth)
 
 
 def training_loader(

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
-from ..boundary.checkpoints import check_continuation, save_checkpoint
+from ..boundary.checkpoints import save_checkpoint
 from ..errors import UserError, quoted
 from ..models.model import DetectionModel
 
@@ -74,14 +74,14 @@ class TrainingState:
             save_checkpoint(path, checkpoint | self.description)
 
     def restore(self, checkpoint: dict[str, Any]) -> int:
-        """Optimiser, schedule and random states as they were at the end of the checkpoint's epoch; returns the next epoch.
+        """Optimiser, schedule and random states as they were at the end of the checkpoint's epoch; returns the next epoch. That it
+        is of a run is known, see :func:`check_continuation`.
 
         Rates, their drop and the weight decay are those of the options, which may have been given anew.
 
         Raises:
-            UserError: it is not of a run of this repository, or the optimiser's state is of another model.
+            UserError: the optimiser's state is of another model.
         """
-        check_continuation(checkpoint, self.args.resume)
         rates = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self._restore_optimizer(checkpoint["optimizer"])

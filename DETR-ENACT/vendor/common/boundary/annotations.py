@@ -73,7 +73,7 @@ def read_annotations(path: Path) -> COCO:
     Raises:
         UserError: the file is missing, is not JSON, or is not a COCO detection dataset.
     """
-    return indexed(read_json(path, "--coco_path must hold train2017/, val2017/ and annotations/"), path)
+    return indexed(read_json(path, "it must list the images and their objects in COCO's format"), path)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

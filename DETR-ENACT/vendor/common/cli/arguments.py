@@ -80,7 +80,20 @@ def common_parser(name: str) -> Parser:
 
 
 def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
-    group.add_argument("--coco_path", type=Path, help="folder with train2017/, val2017/ and annotations/ in COCO's format")
+    group.add_argument(
+        "--coco_path",
+        type=Path,
+        help="folder of a dataset: COCO 2017's layout, Roboflow's COCO export, a YOLO dataset, or images and a JSON file",
+    )
+    for split, use in (("train", "train"), ("val", "validate")):
+        group.add_argument(f"--{split}_images", type=Path, metavar="DIR", help=f"instead of --coco_path: images to {use} on")
+        group.add_argument(f"--{split}_annotations", type=Path, metavar="JSON", help="their annotations in COCO's format")
+    group.add_argument(
+        "--val_share",
+        type=number(float, 0, exclusive=True, most=0.9),
+        default=0.2,
+        help="share of images to validate on, drawn by --seed, where the folder does not tell them apart (default: %(default)s)",
+    )
     group.add_argument("--demo", action="store_true", help="a small model and a short schedule on the built-in shapes dataset")
     group.add_argument("--eval", action="store_true", help="evaluate the checkpoint given with --resume")
     group.add_argument(

@@ -3,12 +3,15 @@
 from argparse import Namespace
 from typing import Any
 
+import torch
+
 from ..boundary.checkpoints import save_checkpoint
 from ..boundary.outputs import refuse_to_overwrite
 from ..data.coco_names import known_categories, told_categories
 from ..data.transforms import detr_size
 from ..detector import Detector
 from ..errors import UserError
+from ..evaluation.postprocess import with_category_ids
 from ..output.export import PROGRAMS, export_program
 from .options import CHANGEABLE
 from .restore import build_model
@@ -32,9 +35,11 @@ def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) 
         save_checkpoint(args.export, exported | told_categories(checkpoint))
         print(f"{len(exported['model'])} weights in {args.export}")
         return
-    description = {"detector": detector.name, "image_size": args.image_size, **known_categories(checkpoint)}
+    categories = known_categories(checkpoint)
+    postprocess = with_category_ids(detector.build_postprocess(args), categories["category_ids"], torch.device("cpu"))
+    description = {"detector": detector.name, "image_size": args.image_size, "category_names": categories["category_names"]}
     size = detr_size(640, 480, args.image_size, None)
-    free = export_program(model.eval(), detector.build_postprocess(args), args.export, size, description)
+    free = export_program(model.eval(), postprocess, args.export, size, description)
     without = " without its mask head," if model.detector is not model else ""
     print(f"{detector.name}{without} for {free} in {args.export}")
 

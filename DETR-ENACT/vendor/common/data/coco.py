@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 
-from ..boundary.annotations import read_annotations
+from ..boundary.annotations import indexed, read_annotations
 from ..errors import UserError
-from .annotations import check_segmentations, masks_of
+from .annotations import category_names, check_segmentations, masks_of
+from .coco_names import number_classes
 from .images import open_image, read_image
 from .transforms import boxes_of
 
@@ -29,24 +30,35 @@ class CocoDetection(Dataset):
         seed: the transforms of image i in epoch e draw from a generator seeded with (seed, e, i): what an image looks like depends
             neither on the number of workers or processes nor on where a run was interrupted.
         masks: objects have masks, too.
+        content: of the annotation file, where it is known already or was made from files of another format.
 
     An item is asked for by its index, or by (epoch, index) as the samplers do; the index alone means epoch 0. It is
-    ``(image (3, H, W) uint8, target)``; target holds ``boxes`` (n, 4) cxcywh in [0, 1], ``labels`` (n,) category ids,
+    ``(image (3, H, W) uint8, target)``; target holds ``boxes`` (n, 4) cxcywh in [0, 1], ``labels`` (n,) class numbers,
     ``image_id`` int, ``orig_size`` and ``size`` (2,), height and width in pixels before and after the transforms; with masks
     ``masks`` (n, H, W) bool. Crowds are left out.
 
     Attributes:
         coco: the annotations that are trained on.
         truth: those that average precision is measured on, the same.
+        category_ids: the category id of each class number, at first by :func:`number_classes`.
 
     Raises:
         UserError: missing folder, annotation file or image; unreadable annotation file.
     """
 
-    def __init__(self, image_folder: Path, annotation_file: Path, transforms: Callable, seed: int = 0, masks: bool = False):
+    def __init__(
+        self,
+        image_folder: Path,
+        annotation_file: Path,
+        transforms: Callable,
+        seed: int = 0,
+        masks: bool = False,
+        content: dict[str, Any] | None = None,
+    ):
         if not image_folder.is_dir() or not any(image_folder.iterdir()):
-            raise UserError(f"{image_folder} is missing or empty: --coco_path must hold train2017/, val2017/ and annotations/")
-        self.coco = self.truth = self._read(annotation_file)
+            raise UserError(f"{image_folder} is missing or empty: it must hold the images of {annotation_file}")
+        self.coco = self.truth = self._read(annotation_file) if content is None else indexed(content, annotation_file)
+        self.number_classes(number_classes(category_names(self.coco)))
         self.ids = sorted(self.coco.imgs)
         self.image_folder = image_folder
         self.transforms = transforms
@@ -55,6 +67,11 @@ class CocoDetection(Dataset):
         self._check_files(annotation_file)
         if masks:
             self._check_masks(annotation_file)
+
+    def number_classes(self, category_ids: Sequence[int]) -> None:
+        """Gives classes the numbers of a model: ``category_ids`` has the id of each."""
+        self.category_ids = category_ids
+        self._numbers = {category_id: number for number, category_id in enumerate(category_ids)}
 
     def _read(self, annotation_file: Path) -> COCO:
         return read_annotations(annotation_file)
@@ -121,7 +138,7 @@ class CocoDetection(Dataset):
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        labels = torch.tensor([a["category_id"] for a in annotations], dtype=torch.long)
+        labels = torch.tensor([self._numbers[a["category_id"]] for a in annotations], dtype=torch.long)
         target = {
             "boxes": boxes_of(boxes[kept], height, width),
             "labels": labels[kept],

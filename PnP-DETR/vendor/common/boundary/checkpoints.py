@@ -29,6 +29,12 @@ def _weights(value: Mapping) -> Mapping:
     return value
 
 
+def _different(ids: list[int]) -> list[int]:
+    if len({*ids}) < len(ids):
+        raise ValueError("holds an id twice")
+    return ids
+
+
 def _unusable(weight: Tensor) -> str:
     """Why a tensor cannot be a weight; "" where it can."""
     if weight.layout != torch.strided or weight.is_quantized or weight.is_meta or weight.is_nested:
@@ -48,6 +54,7 @@ class Checkpoint(TypedDict):
     args: NotRequired[dict[str, Any] | None]
     detector: NotRequired[Annotated[str, Field(strict=True, max_length=200)]]
     category_names: NotRequired[dict[CategoryId, str]]
+    category_ids: NotRequired[Annotated[list[CategoryId], AfterValidator(_different)]]
     stuff: NotRequired[list[CategoryId]]
     num_classes: NotRequired[Annotated[int, Field(ge=1, le=MOST_CLASSES)]]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..data.annotations import category_names, stuff_of
 from ..data.coco import CocoDetection
+from ..data.coco_names import known_categories, number_classes
 from ..data.panoptic import CocoPanoptic
 from ..errors import UserError
 from .restore import keeps_classes, starting_weights
@@ -13,30 +14,44 @@ from .restore import keeps_classes, starting_weights
 def categories_of(dataset: CocoDetection) -> dict[str, Any]:
     """What a checkpoint says of the dataset that it was trained on.
 
-    ``category_names`` (id -> name) and, of a panoptic one, ``stuff``: the ids of categories without instances.
+    ``category_names`` (id -> name), ``category_ids``, the id of each class number, and, of a panoptic dataset, ``stuff``: the ids
+    of categories without instances.
     """
+    names = category_names(dataset.coco)
     panoptic = {"stuff": stuff_of(dataset.coco)} if isinstance(dataset, CocoPanoptic) else {}
-    return {"category_names": category_names(dataset.coco)} | panoptic
+    return {"category_names": names, "category_ids": number_classes(names)} | panoptic
+
+
+def knows_all(checkpoint: dict[str, Any], names: dict[int, str]) -> bool:
+    """Whether a checkpoint has all these categories: as it says itself, or, where it names none, by their largest id."""
+    known = known_categories(checkpoint)["category_names"]
+    return names.items() <= known.items() if known else max(names) + 1 == checkpoint["num_classes"]
 
 
 def checked(
-    categories: dict[str, Any], source: str, args: Namespace, checkpoint: dict[str, Any], val: CocoDetection
+    categories: dict[str, Any], source: str, args: Namespace, checkpoint: dict[str, Any], val: CocoDetection, val_name: str
 ) -> dict[str, Any]:
-    """Categories as given; UserError where the validation set or the checkpoint does not fit.
+    """The categories with the class numbers of the checkpoint that a run starts from, where it keeps its classes; UserError where
+    the validation set or the checkpoint does not fit.
+
+    A run that starts with ``--finetune`` keeps them, too, where the checkpoint knows all categories.
 
     Args:
-        source: what they are of, for messages.
+        source, val_name: what they and the validation set are of, for messages.
     """
     names = categories["category_names"]
     unknown = category_names(val.coco).keys() - names.keys()
     if unknown:
         raise UserError(
-            f"the annotations of val2017 have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
+            f"the annotations of {val_name} have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
             "give both the same categories"
         )
-    if keeps_classes(args) and max(names) >= checkpoint["num_classes"]:
+    if not keeps_classes(args) and not (args.finetune and knows_all(checkpoint, names)):
+        return categories
+    ids = known_categories(checkpoint)["category_ids"]
+    if unknown := names.keys() - {*ids}:
         raise UserError(
-            f"the dataset has the category id {max(names)}, but {starting_weights(args)} knows {checkpoint['num_classes']} "
-            "classes: train on another dataset with --finetune"
+            f"the dataset has the category id {max(unknown)}, which is none of the {len(ids)} classes of {starting_weights(args)}: "
+            "train on another dataset with --finetune"
         )
-    return categories
+    return categories | {"category_ids": ids}

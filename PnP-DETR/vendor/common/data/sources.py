@@ -9,13 +9,11 @@ from PIL import Image
 
 from ..boundary.downloads import cached, download, is_url
 from ..errors import UserError, quoted
+from .images import SUFFIXES as IMAGE_SUFFIXES
 from .images import is_image, read_image
 from .videos import Video
 
-SUFFIXES = {
-    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
-    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
-}
+SUFFIXES = IMAGE_SUFFIXES | {".gif", ".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 ADVICE = "pass images, videos, folders or https URLs to --predict"
 
 

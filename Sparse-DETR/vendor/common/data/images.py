@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
 
 def is_image(path: Path) -> bool:
     """Whether a file begins as an image does, of whatever name; it may be broken all the same."""

@@ -22,7 +22,7 @@ from ..output.meter import Meter
 from .coco import class_precisions, coco_evaluation, coco_results, numbers_of
 from .masks import Sizes, image_masks, run_lengths, sizes_of
 from .panoptic import PanopticEvaluation
-from .postprocess import PostProcess
+from .postprocess import PostProcess, with_category_ids
 
 
 class Evaluation(NamedTuple):
@@ -56,7 +56,8 @@ def evaluate_all(
     """All evaluations of a detector by their names, see ``Detector.evaluations``; the first is the one that counts, whose panoptic
     maps are written to a folder where one is given.
     """
-    postprocess, found = detector.build_postprocess(args), {}
+    ids, found = loader.dataset.category_ids, {}
+    postprocess = with_category_ids(detector.build_postprocess(args), ids, accelerator.device)
     for name, attributes in detector.evaluations(args).items():
         panoptic = None
         if isinstance(loader.dataset, CocoPanoptic) and loader.dataset.masks:

@@ -3,8 +3,8 @@
 Shapes: L decoder layers, B images, Q queries, C classes, k detections.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,22 @@ def sigmoid_detections(outputs: dict[str, Any], orig_sizes: Tensor, k: int = 100
     query = index.div(num_classes, rounding_mode="floor")
     boxes = outputs["pred_boxes"][-1].float().gather(1, query[..., None].expand(-1, -1, 4))
     return _detections(scores, index % num_classes, boxes, orig_sizes)
+
+
+def with_category_ids(postprocess: PostProcess, category_ids: Sequence[int], device: torch.device) -> PostProcess:
+    """The same with the ids of a dataset's categories for the numbers of the model's classes.
+
+    Args:
+        category_ids: the id of each class number, (C,).
+        device: where the outputs are.
+    """
+    ids = torch.tensor(category_ids, device=device)
+
+    def best(outputs: dict[str, Any], orig_sizes: Tensor) -> dict[str, Tensor]:
+        found = postprocess.best(outputs, orig_sizes)
+        return found | {"labels": ids[found["labels"]]}
+
+    return replace(postprocess, best=best)
 
 
 def _detections(scores: Tensor, labels: Tensor, boxes: Tensor, orig_sizes: Tensor) -> dict[str, Tensor]:
