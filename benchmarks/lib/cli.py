@@ -31,14 +31,15 @@ def build_parser(name: str, doc: str, detectors: Iterable[str] = CLUSTERED, seve
     Args:
         name: of the script, such as "speed/table1".
         doc: its docstring; the first line is the description.
-        detectors: those that it can measure.
+        detectors: those that it can measure; without any there is no ``--detector``.
         several: whether ``--detector`` takes several, all of them by default; else one, by default the first.
     """
     detectors = tuple(detectors)
     parser = Parser(prog=f"benchmarks/{name}.py", description=doc.splitlines()[0], allow_abbrev=False)
-    many = {"nargs": "+", "default": [*detectors]} if several else {"default": detectors[0]}
-    names = "all" if several else detectors[0]
-    parser.add_argument("--detector", choices=detectors, **many, help=f"folder of a detector (default: {names})")
+    if detectors:
+        many = {"nargs": "+", "default": [*detectors]} if several else {"default": detectors[0]}
+        names = "all" if several else detectors[0]
+        parser.add_argument("--detector", choices=detectors, **many, help=f"folder of a detector (default: {names})")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one, else cpu")
     parser.add_argument("--quick", action="store_true", help="under two minutes on two cores")
     where = "folder for the numbers and the chart (default: benchmarks/results; quick: runs/benchmarks)"

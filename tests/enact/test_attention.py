@@ -270,3 +270,19 @@ def test_one_device_synchronisation_per_layer(clustering, monkeypatch):
             pytest.skip("the fake GPU tensors of this version of torch need a CUDA driver")
         raise
     assert len(reads) == 4 and created.devices == {"cuda"}
+
+
+@both
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_in_front_are_keys_at_the_end(clustering, masked):
+    """Attention does not know the order of its keys: what stays as it is may stand before the pixels or behind them."""
+    torch.manual_seed(0)
+    front = attention(clustering, prefix=5)
+    end = attention(clustering, unclustered=5)
+    end.load_state_dict(front.state_dict())
+    query, key, value, padding = batch()
+    behind = [x.roll(-5, dims=1) for x in (key, value, padding)]
+    padding, behind[2] = (padding, behind[2]) if masked else (None, None)
+    expected, weights = end(query, *behind)
+    found = front(query, key, value, padding)
+    torch.testing.assert_close(found, (expected, weights.roll(5, dims=2)))

@@ -111,18 +111,18 @@ def nothing_left():
 
 
 @pytest.mark.parametrize(
-    ("model", "options"),
+    ("model", "options", "reason"),
     [
-        (lambda: nn.Linear(2, 2), {}),
-        (lambda: nn.MultiheadAttention(8, 2), {}),
-        (encoder, {"where": lambda name, attention: False}),
-        (nothing_left, {}),
+        (lambda: nn.Linear(2, 2), {}, r"pass a model with an attention of torch \(nn.MultiheadAttention\)"),
+        (lambda: nn.MultiheadAttention(8, 2), {}, "call ClusteredAttention.from_attention"),
+        (encoder, {"where": lambda name, attention: False}, "chosen by where"),
+        (nothing_left, {}, "clustered already"),
     ],
     ids=["no attention", "an attention itself", "none chosen", "patched before"],
 )
-def test_nothing_to_replace_is_an_error(model, options):
+def test_nothing_to_replace_is_an_error(model, options, reason):
     """A call that would change nothing says so, and does not leave a plain model that is taken for a clustered one."""
-    with pytest.raises(ValueError, match="no nn.MultiheadAttention to replace"):
+    with pytest.raises(ValueError, match=reason):
         enact.patch(model(), **options)
 
 

@@ -3,7 +3,7 @@
 A plug-in for the self-attention of a transformer encoder. Keys and values are pooled into data-driven clusters of pixels with
 similar self-information; queries stay, so the output keeps its size while attention costs N x M instead of N x N.
 
-    enact.patch(model)                          # every encoder nn.MultiheadAttention of any model, one line
+    enact.patch(model)                          # the encoder attention of torch, timm and transformers models, one line
     enact.ClusteredAttention(256, 8)            # a drop-in for nn.MultiheadAttention
     with enact.record(model) as clusters: ...   # look at the information, the regions and their number
 """

@@ -1,6 +1,6 @@
 """Multi-head attention over clustered keys and values (paper, section 3.1, eq. 1 and 2).
 
-Shapes: B images, L queries, N keys, U of which stay as they are, M clusters, d features, h heads.
+Shapes: B images, L queries, N keys, P at the front and U at the end of which stay as they are, M clusters, d features, h heads.
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ class ClusteredAttention(nn.MultiheadAttention):
     Args:
         embed_dim, num_heads, dropout, bias, batch_first: as in ``nn.MultiheadAttention``.
         unclustered: U, so many keys at the end are no pixels and stay as they are, behind the clusters of the others.
+        prefix: P, so many keys at the front, such as class and register tokens, stay as they are, before the clusters.
         options: how to cluster: ``clustering``, ``smoothing_sigma`` and the others of :class:`EntropyClustering`.
     """
 
@@ -32,12 +33,14 @@ class ClusteredAttention(nn.MultiheadAttention):
         bias: bool = True,
         batch_first: bool = False,
         unclustered: int = 0,
+        prefix: int = 0,
         device=None,
         dtype=None,
         **options: Any,
     ):
         super().__init__(embed_dim, num_heads, dropout, bias, batch_first=batch_first, device=device, dtype=dtype)
         self.unclustered = unclustered
+        self.prefix = prefix
         self.W_prob = EntropyClustering(embed_dim, device=device, dtype=dtype, **options)
         # In evaluation nn.TransformerEncoderLayer hands the weights of an attention with this flag to a fused kernel without ever
         # calling its forward, which would leave the clustering out.
@@ -45,7 +48,11 @@ class ClusteredAttention(nn.MultiheadAttention):
 
     @classmethod
     def from_attention(cls, attention: nn.MultiheadAttention, **options: Any) -> "ClusteredAttention":
-        """A clustered attention that shares the parameters of a plain one; ``options`` as of the class.
+        """A clustered attention that shares the parameters of a plain one.
+
+        Args:
+            attention: the plain one.
+            options: of the class, but for those that the plain one has.
 
         Raises:
             ValueError: the attention has key or value biases, an added zero key, or keys of another width than its queries.
@@ -98,14 +105,13 @@ class ClusteredAttention(nn.MultiheadAttention):
         if key_padding_mask is not None and key_padding_mask.is_floating_point():
             key_padding_mask = key_padding_mask <= torch.finfo(key_padding_mask.dtype).min
 
-        pixels = key.shape[1] - self.unclustered
-        clusters = self.W_prob(key[:, :pixels], None if key_padding_mask is None else key_padding_mask[:, :pixels])
-        pooled = [torch.cat((clusters.pool(x[:, :pixels]), x[:, pixels:]), dim=1) for x in (key, value)]
-        q, k, v = self._project(query, *pooled)
-        mask = _mask_of(clusters, key_padding_mask, pixels, self.unclustered)
+        pixels = slice(self.prefix, key.shape[1] - self.unclustered)
+        clusters = self.W_prob(key[:, pixels], None if key_padding_mask is None else key_padding_mask[:, pixels])
+        q, k, v = self._project(query, *(pool_keys(x, clusters, self.prefix) for x in (key, value)))
+        mask = mask_of_keys(clusters, key_padding_mask, key.shape[1], self.prefix)
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
-        weights = _weights_of_keys(q, k, mask, clusters, average_attn_weights) if need_weights else None
+        weights = weights_of_keys(q, k, mask, clusters, self.prefix, average_attn_weights) if need_weights else None
 
         if not batched:
             return out[0], None if weights is None else weights[0]
@@ -121,30 +127,43 @@ class ClusteredAttention(nn.MultiheadAttention):
         ]
 
 
-def _mask_of(clusters: Clusters, key_padding_mask: Tensor | None, pixels: int, unclustered: int) -> Tensor | None:
-    """(B, 1, 1, M + U) bool, True = seen; None where all are."""
+def pool_keys(x: Tensor, clusters: Clusters, prefix: int) -> Tensor:
+    """Keys or values (B, N, d), or their projections -> (B, P + M + U, d): the pixels pooled, the others as they are.
+
+    The weights of a cluster sum to 1, so that an affine projection may come before or after.
+    """
+    front, pixels, end = x.tensor_split([prefix, prefix + clusters.index.shape[1]], dim=1)
+    return torch.cat((front, clusters.pool(pixels), end), dim=1)
+
+
+def mask_of_keys(clusters: Clusters, key_padding_mask: Tensor | None, length: int, prefix: int) -> Tensor | None:
+    """(B, 1, 1, P + M + U) bool, True = seen, for ``length`` = N keys; None where all are."""
     present = clusters.present()
-    if unclustered:
-        batch, device = clusters.count.shape[0], clusters.count.device
+    batch, pixels = clusters.index.shape
+    if length > pixels and not (present is None and key_padding_mask is None):
+        device = clusters.count.device
         present = torch.ones(batch, clusters.size, dtype=torch.bool, device=device) if present is None else present
-        others = torch.ones(batch, unclustered, dtype=torch.bool, device=device)
-        if key_padding_mask is not None:  # an image may be without any pixel here
-            present = present & ~key_padding_mask[:, :pixels].all(1, keepdim=True)
-            others = ~key_padding_mask[:, pixels:]
-        present = torch.cat((present, others), dim=1)
+        others = torch.ones(batch, length - pixels, dtype=torch.bool, device=device)
+        if key_padding_mask is not None:
+            front, padding, end = key_padding_mask.tensor_split([prefix, prefix + pixels], dim=1)
+            present = present & ~padding.all(1, keepdim=True)  # an image may be without any pixel here
+            others = ~torch.cat((front, end), dim=1)
+        present = torch.cat((others[:, :prefix], present, others[:, prefix:]), dim=1)
     return None if present is None else present[:, None, None, :]
 
 
-def _weights_of_keys(q: Tensor, k: Tensor, mask: Tensor | None, clusters: Clusters, average: bool) -> Tensor:
-    """Attention weights of the N original keys, (B, L, N) or (B, h, L, N)."""
-    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+def weights_of_keys(
+    q: Tensor, k: Tensor, mask: Tensor | None, clusters: Clusters, prefix: int, average: bool, scale: float | None = None
+) -> Tensor:
+    """Attention weights of the N original keys, (B, L, N) or (B, h, L, N); ``scale``: of the logits, by default 1 / sqrt(d / h)."""
+    logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
     weights = logits.softmax(-1)
     if average:
         weights = weights.mean(1, keepdim=True)
-    of_clusters, of_others = weights.tensor_split([clusters.size], dim=-1)
+    front, of_clusters, end = weights.tensor_split([prefix, prefix + clusters.size], dim=-1)
     index = clusters.index[:, None, None, :].expand(*weights.shape[:3], -1)
     of_pixels = of_clusters.gather(-1, index) * clusters.weight[:, None, None, :].to(weights.dtype)
-    weights = torch.cat((of_pixels, of_others), dim=-1)
+    weights = torch.cat((front, of_pixels, end), dim=-1)
     return weights.squeeze(1) if average else weights
