@@ -111,4 +111,4 @@ class Decoder(nn.Module):
             hs.append(streams)
             boxes.append(box)
         hs, boxes = torch.stack(hs), torch.stack(boxes)
-        return [Stream(*parts) for parts in zip(hs.split(queries, dim=2), boxes.split(queries, dim=2))]
+        return [Stream(*parts) for parts in zip(*(x.unflatten(2, (-1, queries)).unbind(2) for x in (hs, boxes)))]

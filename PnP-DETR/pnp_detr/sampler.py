@@ -136,5 +136,5 @@ def poll(scores: Tensor, mask: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
         tokens = scores.argsort(dim=1, descending=True, stable=True)[:, :most]
     surplus = torch.arange(most, device=scores.device) >= counts[:, None]
     # Surplus slots go to the end of the sequence.
-    place = (tokens + surplus * scores.shape[1]).argsort(dim=1)
+    place = torch.where(surplus, tokens + scores.shape[1], tokens).argsort(dim=1)
     return tokens.gather(1, place), ~surplus.gather(1, place)

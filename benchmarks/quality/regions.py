@@ -46,7 +46,7 @@ from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.data.images import read_image
 from common.predictor import batch_of
-from enact.clustering import auto_capacity
+from enact.clustering import AutoCapacity
 from enact.information import mean_length_of_noise, smooth_and_bend
 
 NAME = "quality/regions"
@@ -124,8 +124,9 @@ def measure(loaded: Loaded, images: Sequence[Path]) -> dict[str, Any]:
                         for key, share in zip(("agreement", "chance"), agreement(*pair)):
                             layer.setdefault(key, []).append(share)
             sizes += [rows.shape[1]] * len(rows)
+    room = AutoCapacity("region", sigma)
     for layer in layers:
-        layer["exceeded"] = float(np.mean([m > auto_capacity(n, "region", sigma) for m, n in zip(layer["counts"], sizes)]))
+        layer["exceeded"] = float(np.mean([m > room.of(n) for m, n in zip(layer["counts"], sizes)]))
         layer["mean_length"] = float(np.mean(layer["lengths"]))
         layer["lengths"] = np.bincount(layer["lengths"]).tolist()
         layer |= {f"mean_{key}": float(np.mean(layer[key])) for key in ("agreement", "chance") if key in layer}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from enact import CLUSTERINGS, ClusteredAttention, EntropyClustering
-from enact.clustering import auto_capacity
+from enact.clustering import AutoCapacity
 from tests.reference import pad, random_maps
 from tests.synchronisations import Synchronisations
 
@@ -79,7 +79,7 @@ def test_auto_has_room_for_noise(clustering, sigma):
     for n in (850, 3400):
         module = EntropyClustering(8, clustering, sigma, dtype=torch.float64)
         nn.init.normal_(module.weight, std=0.3)
-        assert module(torch.randn(20, n, 8, dtype=torch.float64)).count.max() <= auto_capacity(n, clustering, sigma)
+        assert module(torch.randn(20, n, 8, dtype=torch.float64)).count.max() <= AutoCapacity(clustering, sigma).of(n)
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 2.5, "many"])

@@ -111,4 +111,4 @@ def test_a_job_that_fails_says_where_to_look(tmp_path, capsys):
     assert submit.main(argv) == 2
     message = capsys.readouterr().err
     assert str(tmp_path / "slurm") in message and message.count("\n") == 1
-    assert any("is missing or empty" in path.read_text() for path in (tmp_path / "slurm").glob("*log.*"))
+    assert any("is no folder" in path.read_text() for path in (tmp_path / "slurm").glob("*log.*"))

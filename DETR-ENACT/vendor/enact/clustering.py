@@ -7,10 +7,11 @@ the front before the signal is smoothed and cut, so that an image's clusters do 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 
 from .information import mean_length_of_noise, self_information, smooth_and_bend
@@ -42,17 +43,42 @@ class Clusters:
 
     def pool(self, x: Tensor) -> Tensor:
         """Weighted sum of x (B, N, d) inside each cluster: (B, M, d); absent clusters are zero."""
-        batch, _, d = x.shape
-        row = self.index + torch.arange(batch, device=x.device)[:, None] * self.size
-        weighted = (x * self.weight[..., None]).flatten(0, 1)  # in float32 at least, also under autocast
-        pooled = weighted.new_zeros(batch * self.size, d).index_add(0, row.flatten(), weighted)
-        return pooled.unflatten(0, (batch, self.size)).to(x.dtype)
+        return _Pooling.apply(x, self.weight, self.index, self.size)
 
     def present(self) -> Tensor | None:
         """(B, M) bool, True where the cluster exists; None when all do."""
         if not self.ragged:
             return None
         return torch.arange(self.size, device=self.count.device) < self.count[:, None]
+
+
+class _Pooling(Function):
+    """See :meth:`Clusters.pool`. Of the weighted pixels, (B, N, d), none is kept for the way back: they are the sums' inputs, which
+    no gradient needs, though autograd would keep them.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, index: Tensor, size: int) -> Tensor:
+        weighted = (x * weight[..., None]).flatten(0, 1)  # in float32 at least, also under autocast
+        pooled = weighted.new_zeros(x.shape[0] * size, x.shape[2]).index_add_(0, _rows(index, size), weighted)
+        return pooled.unflatten(0, (x.shape[0], size)).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, index = ctx.saved_tensors
+        of_pixels = grad.flatten(0, 1).index_select(0, _rows(index, grad.shape[1])).view(x.shape)
+        grad_x = of_pixels * weight[..., None] if ctx.needs_input_grad[0] else None
+        grad_weight = (of_pixels * x).sum(-1, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
+        return None if grad_x is None else grad_x.to(x.dtype), grad_weight, None, None
+
+
+def _rows(index: Tensor, size: int) -> Tensor:
+    """The clusters of all images, (B, N), numbered one after the other: (B N,)."""
+    return (index + torch.arange(index.shape[0], device=index.device)[:, None] * size).flatten()
 
 
 class EntropyClustering(nn.Linear):
@@ -67,7 +93,7 @@ class EntropyClustering(nn.Linear):
             region length, as in the authors' released code.
         smoothing_sigma: standard deviation of the Gaussian, in pixels of the sequence.
         capacity: None: M is the largest number of clusters in the batch, which costs one device synchronisation. A number, or
-            "auto" for :func:`auto_capacity`: M is that, whatever the images hold, and nothing waits; the surplus joins the last
+            "auto" for :class:`AutoCapacity`: M is that, whatever the images hold, and nothing waits; the surplus joins the last
             cluster. For ``torch.compile(fullgraph=True)``, CUDA graphs, ``torch.export`` and ONNX.
 
     Raises:
@@ -93,6 +119,7 @@ class EntropyClustering(nn.Linear):
         self.clustering = clustering
         self.smoothing_sigma = smoothing_sigma
         self.capacity = capacity
+        self._auto = AutoCapacity(clustering, smoothing_sigma)
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
@@ -112,18 +139,24 @@ class EntropyClustering(nn.Linear):
             # Not a matrix product, nor a sum over strided memory such as that of `flatten(2).transpose(1, 2)`: both may add up the
             # last rows in another order, and equal keys must get equal bits.
             logits = (key.to(dtype) * self.weight.to(dtype)).contiguous().sum(-1) + self.bias.to(dtype)
-            capacity = self.capacity
-            if capacity == "auto":
-                capacity = auto_capacity(key.shape[1], self.clustering, self.smoothing_sigma)
+            capacity = self._auto.of(key.shape[1]) if self.capacity == "auto" else self.capacity
             return cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma, capacity)
 
 
-def auto_capacity(num_pixels: int, clustering: str, smoothing_sigma: float) -> int:
+class AutoCapacity:
     """So many clusters that N pixels hardly ever have more: a third more than independent pixels have on average, whose regions are
     the shortest, and eight, as the number varies most in small maps.
+
+    Args:
+        clustering, smoothing_sigma: as in :class:`EntropyClustering`.
     """
-    length = mean_length_of_noise(smoothing_sigma, _radius(clustering, smoothing_sigma))
-    return num_pixels * 100 // int(75 * length) + 8
+
+    def __init__(self, clustering: str, smoothing_sigma: float):
+        # A whole number, since N may be a symbol in a graph that is being traced.
+        self._pixels_of_75 = int(75 * mean_length_of_noise(smoothing_sigma, _radius(clustering, smoothing_sigma)))
+
+    def of(self, num_pixels: int) -> int:
+        return num_pixels * 100 // self._pixels_of_75 + 8
 
 
 def _radius(clustering: str, smoothing_sigma: float) -> int:

@@ -83,9 +83,8 @@ def known_categories(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Those of a checkpoint; COCO's of a published one, whose number of classes tells them. Where it has no ``category_ids``, as
     published ones and those of earlier versions, a class's number is its id.
     """
-    known: dict[str, Any] = {"category_ids": list(range(checkpoint["num_classes"]))}
-    if "category_names" in checkpoint:
-        return known | told_categories(checkpoint)
-    if checkpoint["num_classes"] == PANOPTIC_CLASSES:
-        return known | {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
-    return known | {"category_names": THINGS if checkpoint["num_classes"] == len(THINGS) else {}}
+    classes = checkpoint["num_classes"]
+    known: dict[str, Any] = {"category_ids": list(range(classes)), "category_names": THINGS if classes == len(THINGS) else {}}
+    if classes == PANOPTIC_CLASSES and "category_names" not in checkpoint:
+        known |= {"category_names": THINGS | STUFF, "stuff": sorted(STUFF)}
+    return known | told_categories(checkpoint)
