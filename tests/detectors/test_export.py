@@ -1,4 +1,4 @@
-"""``--export`` to programs: what ONNX Runtime and a loaded ``.pt2`` find is what the model finds, for any number and size of images."""
+"""``--export`` to programs: ONNX Runtime and a loaded ``.pt2`` find what the model finds, for images of any number and size."""
 
 import json
 

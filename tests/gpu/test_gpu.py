@@ -130,3 +130,27 @@ def test_the_demo_starts_on_a_gpu_by_default(detector, dataset, tmp_path: Path):
     assert run_here(detector, *argv, "--coco_path", dataset, "--batch_size", 6, "--epochs", 1, "--output_dir", tmp_path) == 0
     line = json.loads((tmp_path / "log.txt").read_text())
     assert 0 < line["train_peak_memory"] <= torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize("clustering", ["region", "window"])
+def test_a_fixed_capacity_is_captured_in_a_cuda_graph(clustering):
+    """A captured encoder, replayed on another batch with other padding, gives what exact clusters give."""
+    fixed, exact = (
+        TransformerEncoder(64, 4, num_layers=2, dim_feedforward=64, clustering=clustering, capacity=c).to(CUDA).eval()
+        for c in ("auto", None)
+    )
+    exact.load_state_dict(fixed.state_dict())
+    src, pos = (torch.randn(2, 500, 64, device=CUDA) for _ in range(2))
+    mask = torch.zeros(2, 500, dtype=torch.bool, device=CUDA)
+    with torch.no_grad():
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            fixed(src, mask, pos)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = fixed(src, mask, pos)
+        src.copy_(torch.randn_like(src))
+        mask[1, 300:] = True
+        graph.replay()
+        torch.testing.assert_close(captured[~mask], exact(src, mask, pos)[~mask], atol=1e-4, rtol=1e-4)

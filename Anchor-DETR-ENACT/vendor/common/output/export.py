@@ -100,7 +100,7 @@ def _write_onnx(program: ExportedProgram, path: Path, description: Mapping[str, 
         import onnx  # noqa: F401  optional, as onnxscript
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--export {path} needs ONNX: pip install onnx onnxscript") from error
+        raise UserError(f"--export {path} needs ONNX: pip install onnx onnxscript onnxruntime") from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
