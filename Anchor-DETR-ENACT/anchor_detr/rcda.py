@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from enact import EntropyClustering
+from enact import Clusters, EntropyClustering
+from enact.attention import mask_of_keys, masked
 
 
 class RCDA(nn.Module):
@@ -69,9 +70,10 @@ class ClusteredRCDA(RCDA):
 
     Args:
         embed_dim, num_heads: as in :class:`RCDA`.
-        clustering: "region": the weights of RCDA are the softmax over all (y, x) of ``q_row . k_row[x] + q_col . k_col[y]``;
-            over clusters this is the softmax over m of ``q_row . k_row[m] + q_col . k_col[m]``. "window", the released code's form:
-            two softmaxes over m, of queries averaged over rows and over columns, multiplied.
+        clustering: "region": the weights of RCDA are the softmax over all (y, x) of ``q_row . k_row[x] + q_col . k_col[y]``, of
+            averaged keys; over clusters it is the softmax over m of ``q_row . k_row[m] + q_col . k_col[m]``, of these keys pooled.
+            With one pixel per cluster it is RCDA. "window", the released code's form: each pixel's own keys,
+            and two softmaxes over m, of queries averaged over rows and over columns, multiplied.
         others: the other options of :class:`enact.EntropyClustering`.
     """
 
@@ -83,21 +85,32 @@ class ClusteredRCDA(RCDA):
         self, query_row: Tensor, query_col: Tensor, key_row: Tensor, key_col: Tensor, value: Tensor, mask: Tensor
     ) -> Tensor:
         """As :meth:`RCDA.forward`, for L = N queries in the order of the pixels."""
-        clusters = self.W_prob(key_row.flatten(1, 2), mask.flatten(1))
-        keys_and_values = [clusters.pool(x.flatten(1, 2)) for x in (key_row, key_col, value)]
-        q_row, q_col, k_row, k_col, v = self._project(query_row, query_col, *keys_and_values)
-        present = clusters.present()
-        present = None if present is None else present[:, None, None, :]
+        clusters = self.W_prob(key_row.flatten(1, 2), mask.flatten(1), tuple(mask.shape[1:]))
+        value = clusters.pool(value.flatten(1, 2))
+        seen = mask_of_keys(clusters, None, clusters.index.shape[1], 0, value.dtype)
         if self.W_prob.clustering == "region":
-            heads = [self._split(x) for x in (q_row, q_col, k_row, k_col, v)]
-            out = joint_attention(*heads, present)
+            q_row, q_col, k_row, k_col, v = self._project(query_row, query_col, *average_keys(key_row, key_col, mask), value)
+            heads = [self._split(x) for x in (q_row, q_col, *pool_lines(clusters, k_row, k_col), v)]
+            out = joint_attention(*heads, seen)
         else:
-            height, width = mask.shape[1:]
-            q_row = _mean_of_valid(q_row.unflatten(1, (height, width)), mask[:, :, 0], dim=1)
-            q_col = _mean_of_valid(q_col.unflatten(1, (height, width)), mask[:, 0, :], dim=2)
+            keys, size = [clusters.pool(x.flatten(1, 2)) for x in (key_row, key_col)], tuple(mask.shape[1:])
+            q_row, q_col, k_row, k_col, v = self._project(query_row, query_col, *keys, value)
+            q_row = _mean_of_valid(q_row.unflatten(1, size), mask[:, :, 0], dim=1)
+            q_col = _mean_of_valid(q_col.unflatten(1, size), mask[:, 0, :], dim=2)
             heads = [self._split(x) for x in (q_row, q_col, k_row, k_col, v)]
-            out = factored_attention(*heads, present)
+            out = factored_attention(*heads, seen)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def pool_lines(clusters: Clusters, k_row: Tensor, k_col: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys of the columns (B, W, d) and of the rows (B, H, d), which all their pixels have, pooled: (B, M, d) each.
+
+    They are few, so that they are projected before.
+    """
+    width, height = k_row.shape[1], k_col.shape[1]
+    pixel = torch.arange(height * width, device=k_row.device)
+    shares = clusters.shares(pixel % width, width), clusters.shares(pixel // width, height)
+    return shares[0].to(k_row.dtype) @ k_row, shares[1].to(k_col.dtype) @ k_col
 
 
 def average_keys(key_row: Tensor, key_col: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,20 +146,20 @@ def decoupled_attention(
     return (weights[..., None, :] @ lines.unflatten(-1, (height, head_dim))).squeeze(-2)
 
 
-def joint_attention(q_row: Tensor, q_col: Tensor, k_row: Tensor, k_col: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
+def joint_attention(q_row: Tensor, q_col: Tensor, k_row: Tensor, k_col: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """One softmax over the clusters of ``q_row . k_row + q_col . k_col``; queries (B, h, L, d_h), the others (B, h, M, d_h)."""
     q, k = torch.cat((q_row, q_col), dim=-1), torch.cat((k_row, k_col), dim=-1)
     head_dim = v.shape[-1]
     v = F.pad(v, (0, head_dim))  # the fused kernels take values as wide as the keys, and the (L, M) weights are never in memory
-    return F.scaled_dot_product_attention(q, k, v, present, scale=head_dim**-0.5)[..., :head_dim]
+    return F.scaled_dot_product_attention(q, k, v, seen, scale=head_dim**-0.5)[..., :head_dim]
 
 
-def factored_attention(q_row: Tensor, q_col: Tensor, k_row: Tensor, k_col: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
+def factored_attention(q_row: Tensor, q_col: Tensor, k_row: Tensor, k_col: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """``out[y, x] = sum_m A_col[y, m] A_row[x, m] v[m]`` for q_row (B, h, W, d_h) and q_col (B, h, H, d_h): (B, h, H * W, d_h)."""
 
     def weights(q: Tensor, k: Tensor) -> Tensor:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return (logits if present is None else logits.masked_fill(~present, -torch.inf)).softmax(-1)
+        return masked(logits, seen).softmax(-1)
 
     a_row, a_col = weights(q_row, k_row), weights(q_col, k_col)
     out = a_row[:, :, None] @ (a_col[..., None] * v[:, :, None])  # (B, h, 1, W, M) @ (B, h, H, M, d_h)

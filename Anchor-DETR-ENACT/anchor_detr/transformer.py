@@ -117,7 +117,8 @@ class EncoderLayer(nn.Module):
             out = self.self_attn(row.flatten(1, 2), col.flatten(1, 2), row, col, src, mask)
         else:
             q = (src + pos.both).flatten(1, 2)
-            out = self.self_attn(q, q, src.flatten(1, 2), key_padding_mask=mask.flatten(1), need_weights=False)[0]
+            size = {"feature_size": tuple(mask.shape[1:])} if isinstance(self.self_attn, ClusteredAttention) else {}
+            out = self.self_attn(q, q, src.flatten(1, 2), key_padding_mask=mask.flatten(1), need_weights=False, **size)[0]
         return self.ffn(self.norm1(src + self.dropout1(out).view_as(src)))
 
 

@@ -94,36 +94,42 @@ def one_pixel_per_cluster(monkeypatch) -> None:
     )
 
 
-def joint(layer: ClusteredRCDA, src, row, col, averaged: bool) -> torch.Tensor:
-    """softmax over all (y, x) of ``q_row . k_row[y, x] + q_col . k_col[y, x]`` written out, without padding."""
-    flat = [(src + row).flatten(1, 2), (src + col).flatten(1, 2)]
-    q_row, q_col, k_row, k_col, v = projections(layer, *flat, *flat, src.flatten(1, 2))
-    if averaged:
-        size = src.shape[1:3]
-        k_row = k_row.unflatten(1, size).mean(1, keepdim=True).expand(-1, size[0], -1, -1, -1).flatten(1, 2)
-        k_col = k_col.unflatten(1, size).mean(2, keepdim=True).expand(-1, -1, size[1], -1, -1).flatten(1, 2)
-    logits = torch.einsum("blhd,bnhd->bhln", q_row, k_row) + torch.einsum("blhd,bnhd->bhln", q_col, k_col)
-    out = torch.einsum("bhln,bnhd->blhd", (logits / (D // HEADS) ** 0.5).softmax(-1), v)
-    return out.flatten(2) @ layer.out_proj.weight.T + layer.out_proj.bias
-
-
-def test_region_with_one_pixel_per_cluster_is_the_joint_softmax(monkeypatch):
-    """``region`` is exact attention over the clusters: with clusters of one pixel, attention over the pixels."""
+@pytest.mark.parametrize("padded", [False, True])
+def test_region_with_one_pixel_per_cluster_is_plain_rcda(padded, monkeypatch):
+    """A plain checkpoint is an exact warm start, but for the clusters themselves; with padding, too."""
     one_pixel_per_cluster(monkeypatch)
     src, row, col = inputs(5, 6)
-    layer = randomised(ClusteredRCDA(D, HEADS, "region", smoothing_sigma=1.0))
-    flat = (src + row).flatten(1, 2), (src + col).flatten(1, 2)
-    out = layer(*flat, src + row, src + col, src, torch.zeros(2, 5, 6, dtype=torch.bool))
-    torch.testing.assert_close(out, joint(layer, src, row, col, averaged=False), rtol=0, atol=1e-12)
+    mask = padding(5, 6) if padded else torch.zeros(2, 5, 6, dtype=torch.bool)
+    layer, plain = randomised(ClusteredRCDA(D, HEADS, "region", smoothing_sigma=1.0)), RCDA(D, HEADS).double()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    parts = ((src + row).flatten(1, 2), (src + col).flatten(1, 2), src + row, src + col, src, mask)
+    torch.testing.assert_close(layer(*parts), plain(*parts), rtol=0, atol=1e-12)
 
 
-def test_plain_rcda_is_a_joint_softmax_that_factorises():
-    """Why the joint softmax is the faithful form: plain RCDA is the same softmax, whose averaged keys let it factorise."""
-    src, row, col = inputs(5, 6)
-    layer = randomised(RCDA(D, HEADS))
+def test_region_is_the_joint_softmax_over_the_clusters():
+    """``softmax_m(q_row . k_row[m] + q_col . k_col[m])`` of averaged keys, written out cluster by cluster, with padding."""
+    src, row, col = inputs(6, 7)
+    mask = padding(6, 7)
+    layer, found = randomised(ClusteredRCDA(D, HEADS, "region", smoothing_sigma=1.0)), []
+    layer.W_prob.register_forward_hook(lambda module, args, clusters: found.append(clusters))
     flat = (src + row).flatten(1, 2), (src + col).flatten(1, 2)
-    out = layer(*flat, src + row, src + col, src, torch.zeros(2, 5, 6, dtype=torch.bool))
-    torch.testing.assert_close(out, joint(layer, src, row, col, averaged=True), rtol=0, atol=1e-12)
+    out = layer(*flat, src + row, src + col, src, mask)
+    [clusters] = found
+    assert clusters.count.min() > 1
+    for b in range(2):
+        h, w, m = int((~mask[b, :, 0]).sum()), int((~mask[b, 0, :]).sum()), int(clusters.count[b])
+        row_key = (src + row)[b, :h, :w].mean(0).expand(h, -1, -1)
+        col_key = (src + col)[b, :h, :w].mean(1)[:, None].expand(-1, w, -1)
+        index, weight = (x[b].view(6, 7)[:h, :w] for x in (clusters.index, clusters.weight))
+        pooled = [
+            torch.stack([(x[index == k] * weight[index == k, None]).sum(0) for k in range(m)])
+            for x in (row_key, col_key, src[b, :h, :w])
+        ]
+        q_row, q_col, k_row, k_col, v = projections(layer, flat[0][b], flat[1][b], *pooled)
+        logits = torch.einsum("lhd,mhd->hlm", q_row, k_row) + torch.einsum("lhd,mhd->hlm", q_col, k_col)
+        expected = torch.einsum("hlm,mhd->lhd", (logits / (D // HEADS) ** 0.5).softmax(-1), v).flatten(1)
+        expected = expected @ layer.out_proj.weight.T + layer.out_proj.bias
+        torch.testing.assert_close(out[b], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("clustering", ["region", "window"])

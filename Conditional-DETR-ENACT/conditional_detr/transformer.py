@@ -35,13 +35,15 @@ class Transformer(nn.Module):
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
 
-    def forward(self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        """src (B, N, d), mask (B, N) bool with True = padding, query_embed (Q, d), pos (B, N, d).
+    def forward(
+        self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor, feature_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """src (B, N, d), mask (B, N) bool with True = padding, query_embed (Q, d), pos (B, N, d), feature_size H, W.
 
         Returns:
             What the decoder layers put out (L, B, Q, d), and the reference points (B, Q, 2), x and y in (0, 1).
         """
-        memory = self.encoder(src, mask, pos)
+        memory = self.encoder(src, mask, pos, feature_size)
         query_pos = query_embed.expand(src.shape[0], -1, -1)
         return self.decoder(torch.zeros_like(query_pos), memory, mask, pos, query_pos)
 

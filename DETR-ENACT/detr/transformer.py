@@ -29,11 +29,13 @@ class Transformer(nn.Module):
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
 
-    def forward(self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-        """src (B, N, d), mask (B, N) bool with True = padding, query_embed (Q, d), pos (B, N, d).
+    def forward(
+        self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor, feature_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """src (B, N, d), mask (B, N) bool with True = padding, query_embed (Q, d), pos (B, N, d), feature_size H, W.
 
         Returns:
             What the decoder layers put out (L, B, Q, d), and the memory (B, N, d).
         """
-        memory = self.encoder(src, mask, pos)
+        memory = self.encoder(src, mask, pos, feature_size)
         return self.decoder(query_embed, memory, mask, pos), memory

@@ -50,7 +50,7 @@ class Transformer(nn.Module):
             (L, B, Q, d); the memory (B, N, d) or, of the sample, (B, S + M, d); and the sample.
         """
         if self.sampler is None:
-            memory = self.encoder(src.flatten(2).transpose(1, 2), mask, pos)
+            memory = self.encoder(src.flatten(2).transpose(1, 2), mask, pos, tuple(src.shape[-2:]))
             return self.decoder(query_embed, memory, mask, pos), memory, None
         sampled = self.sampler(src, mask, pos, ratio)
         memory = self.encoder(sampled.src, sampled.mask, sampled.pos)

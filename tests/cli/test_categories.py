@@ -156,3 +156,18 @@ def test_cocos_own_ids_stay_numbers():
     assert len(number_classes(coco | STUFF)) == 201
     assert number_classes({i - 1: name for i, name in coco.items()}) == [i - 1 for i in coco]
     assert number_classes({9: "b", 3: "a"}) == [3, 9]
+
+
+@pytest.mark.parametrize("swapped, code", [(True, 2), (False, 0)], ids=["other ids", "another name"])
+def test_categories_that_changed_their_ids_are_refused(swapped, code, runs, tmp_path, capsys):
+    """Protects evaluations from numbers of the wrong classes: names that swapped their ids are said, a renamed one is the same."""
+    data, run = runs["small"]
+    copied = Path(shutil.copytree(data, tmp_path / "data"))
+    path = copied / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    first, second = content["categories"][:2]
+    first["name"], second["name"] = (second["name"], first["name"]) if swapped else ("lorry", second["name"])
+    path.write_text(json.dumps(content))
+    argv = ("--finetune", run / "checkpoint.pth", "--coco_path", copied, *tiny(EXAMPLE), "--batch_size", 8, "--epochs", 1)
+    assert run_here(EXAMPLE, *argv, "--output_dir", tmp_path / "out") == code
+    assert ("under another id: give both the same categories" in capsys.readouterr().err) == swapped

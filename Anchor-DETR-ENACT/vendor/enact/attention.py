@@ -84,12 +84,14 @@ class ClusteredAttention(nn.MultiheadAttention):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        feature_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention.forward``; batched (B, L, d) or (L, B, d) by ``batch_first``, or unbatched (L, d).
 
         Args:
             key_padding_mask: (B, N) bool, True = padding; or float, with -inf or the least number of its type = padding.
             need_weights: also return the weight of every original key: that of its cluster times its share of the cluster.
+            feature_size: H, W of the map of the clustered keys, for a ``scan`` other than "raster"; without, the map is square.
 
         Raises:
             ValueError: with ``attn_mask`` or ``is_causal``: a mask between pixels has no meaning between clusters.
@@ -106,9 +108,10 @@ class ClusteredAttention(nn.MultiheadAttention):
             key_padding_mask = key_padding_mask <= torch.finfo(key_padding_mask.dtype).min
 
         pixels = slice(self.prefix, key.shape[1] - self.unclustered)
-        clusters = self.W_prob(key[:, pixels], None if key_padding_mask is None else key_padding_mask[:, pixels])
+        padding = None if key_padding_mask is None else key_padding_mask[:, pixels]
+        clusters = self.W_prob(key[:, pixels], padding, feature_size)
         q, k, v = self._project(query, *(pool_keys(x, clusters, self.prefix) for x in (key, value)))
-        mask = mask_of_keys(clusters, key_padding_mask, key.shape[1], self.prefix)
+        mask = mask_of_keys(clusters, key_padding_mask, key.shape[1], self.prefix, q.dtype)
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         weights = weights_of_keys(q, k, mask, clusters, self.prefix, average_attn_weights) if need_weights else None
@@ -136,8 +139,12 @@ def pool_keys(x: Tensor, clusters: Clusters, prefix: int) -> Tensor:
     return torch.cat((front, clusters.pool(pixels), end), dim=1)
 
 
-def mask_of_keys(clusters: Clusters, key_padding_mask: Tensor | None, length: int, prefix: int) -> Tensor | None:
-    """(B, 1, 1, P + M + U) bool, True = seen, for ``length`` = N keys; None where all are."""
+def mask_of_keys(
+    clusters: Clusters, key_padding_mask: Tensor | None, length: int, prefix: int, dtype: torch.dtype
+) -> Tensor | None:
+    """(B, 1, 1, P + M + U) for ``length`` = N keys: bool, True = seen, and None where all are; or, where clusters have a bias, of
+    the queries' ``dtype``, to be added to the logits.
+    """
     present = clusters.present()
     batch, pixels = clusters.index.shape
     if length > pixels and not (present is None and key_padding_mask is None):
@@ -149,7 +156,17 @@ def mask_of_keys(clusters: Clusters, key_padding_mask: Tensor | None, length: in
             present = present & ~padding.all(1, keepdim=True)  # an image may be without any pixel here
             others = ~torch.cat((front, end), dim=1)
         present = torch.cat((others[:, :prefix], present, others[:, prefix:]), dim=1)
+    if clusters.bias is not None:
+        bias = F.pad(clusters.bias, (prefix, length - pixels - prefix)).to(dtype)
+        present = bias if present is None else bias.masked_fill(~present, -torch.inf)
     return None if present is None else present[:, None, None, :]
+
+
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits (B, h, L, M) with a mask of :func:`mask_of_keys`."""
+    if mask is None or mask.is_floating_point():
+        return logits if mask is None else logits + mask
+    return logits.masked_fill(~mask, -torch.inf)
 
 
 def weights_of_keys(
@@ -157,9 +174,7 @@ def weights_of_keys(
 ) -> Tensor:
     """Attention weights of the N original keys, (B, L, N) or (B, h, L, N); ``scale``: of the logits, by default 1 / sqrt(d / h)."""
     logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
-    weights = logits.softmax(-1)
+    weights = masked(logits, mask).softmax(-1)
     if average:
         weights = weights.mean(1, keepdim=True)
     front, of_clusters, end = weights.tensor_split([prefix, prefix + clusters.size], dim=-1)

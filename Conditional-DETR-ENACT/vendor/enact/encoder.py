@@ -51,17 +51,29 @@ class TransformerEncoderLayer(nn.Module):
         self.activation = getattr(F, activation)
         self.normalize_before = normalize_before
 
-    def forward(self, src: Tensor, key_padding_mask: Tensor | None = None, pos: Tensor | None = None) -> Tensor:
-        """src (B, N, d), key_padding_mask (B, N) bool with True = padding, pos (B, N, d) -> (B, N, d)."""
+    def forward(
+        self,
+        src: Tensor,
+        key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        feature_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """src (B, N, d), key_padding_mask (B, N) bool with True = padding, pos (B, N, d), feature_size H, W -> (B, N, d).
+
+        The size matters for a ``scan`` other than "raster" alone.
+        """
         if self.normalize_before:
-            src = src + self._attend(self.norm1(src), key_padding_mask, pos)
+            src = src + self._attend(self.norm1(src), key_padding_mask, pos, feature_size)
             return src + self._feed_forward(self.norm2(src))
-        src = self.norm1(src + self._attend(src, key_padding_mask, pos))
+        src = self.norm1(src + self._attend(src, key_padding_mask, pos, feature_size))
         return self.norm2(src + self._feed_forward(src))
 
-    def _attend(self, src: Tensor, key_padding_mask: Tensor | None, pos: Tensor | None) -> Tensor:
+    def _attend(
+        self, src: Tensor, key_padding_mask: Tensor | None, pos: Tensor | None, feature_size: tuple[int, int] | None
+    ) -> Tensor:
         q = src if pos is None else src + pos
-        return self.dropout1(self.self_attn(q, q, src, key_padding_mask=key_padding_mask, need_weights=False)[0])
+        size = {"feature_size": feature_size} if isinstance(self.self_attn, ClusteredAttention) else {}
+        return self.dropout1(self.self_attn(q, q, src, key_padding_mask=key_padding_mask, need_weights=False, **size)[0])
 
     def _feed_forward(self, src: Tensor) -> Tensor:
         return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(src)))))
@@ -101,8 +113,14 @@ class TransformerEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(d_model) if normalize_before else nn.Identity()
 
-    def forward(self, src: Tensor, key_padding_mask: Tensor | None = None, pos: Tensor | None = None) -> Tensor:
-        """src (B, N, d), key_padding_mask (B, N) bool with True = padding, pos (B, N, d) -> memory (B, N, d)."""
+    def forward(
+        self,
+        src: Tensor,
+        key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        feature_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Arguments as of the layers -> memory (B, N, d)."""
         for layer in self.layers:
-            src = layer(src, key_padding_mask, pos)
+            src = layer(src, key_padding_mask, pos, feature_size)
         return self.norm(src)

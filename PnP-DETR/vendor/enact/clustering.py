@@ -6,7 +6,8 @@ Padding sits inside the flattened sequence, at the end of every row of a narrowe
 the front before the signal is smoothed and cut, so that an image's clusters do not depend on what it is batched with.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from .information import mean_length_of_noise, self_information, smooth_and_bend
+from .scans import SCANS, places
 
 CLUSTERINGS = ("region", "window")
 
@@ -31,6 +33,7 @@ class Clusters:
         count: (B,) long, number of clusters per image.
         size: M, the largest count, or the capacity.
         ragged: whether some of the M rows may be absent in some images.
+        bias: (B, M) the logarithm of each cluster's number of pixels, to be added to its logits; None: nothing is added.
     """
 
     information: Tensor
@@ -40,10 +43,20 @@ class Clusters:
     count: Tensor
     size: int
     ragged: bool
+    bias: Tensor | None = None
 
     def pool(self, x: Tensor) -> Tensor:
         """Weighted sum of x (B, N, d) inside each cluster: (B, M, d); absent clusters are zero."""
         return _Pooling.apply(x, self.weight, self.index, self.size)
+
+    def shares(self, group: Tensor, size: int) -> Tensor:
+        """How much of each cluster's weight lies in each of ``size`` groups of pixels, such as columns: (B, M, size).
+
+        Args:
+            group: (N,) long, that of each pixel.
+        """
+        shares = self.weight.new_zeros(self.weight.shape[0], self.size * size)
+        return shares.scatter_add(1, self.index * size + group, self.weight).unflatten(1, (self.size, size))
 
     def present(self) -> Tensor | None:
         """(B, M) bool, True where the cluster exists; None when all do."""
@@ -95,6 +108,10 @@ class EntropyClustering(nn.Linear):
         capacity: None: M is the largest number of clusters in the batch, which costs one device synchronisation. A number, or
             "auto" for :class:`AutoCapacity`: M is that, whatever the images hold, and nothing waits; the surplus joins the last
             cluster. For ``torch.compile(fullgraph=True)``, CUDA graphs, ``torch.export`` and ONNX.
+        scan: the order in which the pixels are smoothed and cut: "raster", row by row, as the paper; or "serpentine", "band" or
+            "hilbert", see :mod:`enact.scans`.
+        band: rows of a band of ``scan="band"``; None: the side of a square of 2 sigma pixels, rounded up.
+        size_bias: add the logarithm of a cluster's number of pixels to its logits, so that it counts as its pixels together.
 
     Raises:
         ValueError: an option has an impossible value.
@@ -106,6 +123,9 @@ class EntropyClustering(nn.Linear):
         clustering: str = "region",
         smoothing_sigma: float = 3.0,
         capacity: int | Literal["auto"] | None = None,
+        scan: str = "raster",
+        band: int | None = None,
+        size_bias: bool = False,
         device=None,
         dtype=None,
     ):
@@ -115,7 +135,11 @@ class EntropyClustering(nn.Linear):
             raise ValueError(f"smoothing_sigma must be at least 1 pixel, not {smoothing_sigma}")
         if capacity not in (None, "auto") and not (isinstance(capacity, int) and capacity >= 1):
             raise ValueError(f'capacity must be None, "auto" or at least 1 cluster, not {capacity!r}')
+        if scan not in SCANS:
+            raise ValueError(f"scan must be one of {', '.join(SCANS)}, not {scan!r}")
         super().__init__(embed_dim, 1, device=device, dtype=dtype)
+        self.scan, self.size_bias = scan, size_bias
+        self.band = band or math.ceil((2 * smoothing_sigma) ** 0.5)
         self.clustering = clustering
         self.smoothing_sigma = smoothing_sigma
         self.capacity = capacity
@@ -129,8 +153,12 @@ class EntropyClustering(nn.Linear):
         options = f"clustering={self.clustering!r}, smoothing_sigma={self.smoothing_sigma}, capacity={self.capacity!r}"
         return f"{super().extra_repr()}, {options}"
 
-    def forward(self, key: Tensor, key_padding_mask: Tensor | None = None) -> Clusters:
+    def forward(
+        self, key: Tensor, key_padding_mask: Tensor | None = None, feature_size: tuple[int, int] | None = None
+    ) -> Clusters:
         """Clusters the pixels of key (B, N, d), positional encodings included; key_padding_mask (B, N) bool, True = padding.
+
+        feature_size: H, W of the map whose N pixels they are, for a ``scan`` other than "raster"; without, the map is square.
 
         The decisions are made in float32 at least, also under autocast: in 8 bits of mantissa the second derivative is noise.
         """
@@ -140,7 +168,18 @@ class EntropyClustering(nn.Linear):
             # last rows in another order, and equal keys must get equal bits.
             logits = (key.to(dtype) * self.weight.to(dtype)).contiguous().sum(-1) + self.bias.to(dtype)
             capacity = self._auto.of(key.shape[1]) if self.capacity == "auto" else self.capacity
-            return cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma, capacity)
+            place = None if self.scan == "raster" else self._places(key, key_padding_mask, feature_size)
+            clusters = cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma, capacity, place)
+        return replace(clusters, bias=_log_size(clusters)) if self.size_bias else clusters
+
+    def _places(self, key: Tensor, key_padding_mask: Tensor | None, feature_size: tuple[int, int] | None) -> Tensor:
+        batch, n, _ = key.shape
+        height, width = feature_size or (math.isqrt(n), math.isqrt(n))
+        if height * width != n:
+            raise ValueError(f"scan={self.scan!r} needs the feature_size of these {n} pixels, or a square map")
+        if key_padding_mask is None:
+            key_padding_mask = torch.zeros(batch, n, dtype=torch.bool, device=key.device)
+        return places(self.scan, key_padding_mask.unflatten(1, (height, width)), self.band)
 
 
 class AutoCapacity:
@@ -165,9 +204,15 @@ def _radius(clustering: str, smoothing_sigma: float) -> int:
 
 
 def cluster(
-    logits: Tensor, key_padding_mask: Tensor | None, clustering: str, smoothing_sigma: float, capacity: int | None = None
+    logits: Tensor,
+    key_padding_mask: Tensor | None,
+    clustering: str,
+    smoothing_sigma: float,
+    capacity: int | None = None,
+    place: Tensor | None = None,
 ) -> Clusters:
-    """Steps from one score per pixel, logits (B, N), to clusters and weights (eq. 3 to 7).
+    """Steps from one score per pixel, logits (B, N), to clusters and weights (eq. 3 to 7); ``place`` (B, N): where each valid pixel
+    stands in the sequence, by default in the order in which they are given.
 
     One device synchronisation, or none with a capacity.
     """
@@ -179,7 +224,9 @@ def cluster(
     if key_padding_mask is not None:
         valid = ~key_padding_mask
         lengths = valid.sum(1).clamp(min=1)
-        order, position = _packing(valid)
+    moved = key_padding_mask is not None or place is not None
+    if moved:
+        order, position = _packing(torch.ones_like(logits, dtype=torch.bool) if valid is None else valid, place)
         packed = information.gather(1, order)
 
     region = clustering == "region"
@@ -190,7 +237,7 @@ def cluster(
     if not region:
         index, count, dropped = _windows(lengths, count, n)
 
-    if key_padding_mask is not None:
+    if moved:
         smoothed, index = smoothed.gather(1, position), index.gather(1, position)
     if dropped is not None:
         kept = ~dropped.gather(1, position)
@@ -205,13 +252,13 @@ def cluster(
     return Clusters(information, smoothed, index, weight, count, size, ragged)
 
 
-def _packing(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """order (B, N): where the i-th valid pixel sits; position (B, N): how many valid pixels stand before and at a pixel, less one.
+def _packing(valid: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
+    """order (B, N): which pixel is the i-th of the sequence; position (B, N): where each valid pixel stands in it.
 
-    A padding pixel gets the position of the valid pixel before it, so that it lies in that one's cluster, with weight 0.
+    A padding pixel gets the position of some valid pixel, so that it lies in that one's cluster, with weight 0.
     """
     batch, n = valid.shape
-    position = valid.cumsum(1) - 1
+    position = valid.cumsum(1) - 1 if place is None else place.masked_fill(~valid, 0)
     slot = position.masked_fill(~valid, n)  # padding is written to a spare last column
     order = torch.zeros(batch, n + 1, dtype=torch.long, device=valid.device)
     order.scatter_(1, slot, torch.arange(n, device=valid.device).expand(batch, n))
@@ -224,6 +271,12 @@ def _regions(bends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     starts = (bends[:, 1:] != bends[:, :-1]) & (behind_first < lengths[:, None])
     index = F.pad(starts.cumsum(1), (1, 0))
     return index, index[:, -1] + 1
+
+
+def _log_size(clusters: Clusters) -> Tensor:
+    """(B, M) logarithms of the numbers of pixels with a weight; 0 where there are none."""
+    pixels = clusters.weight.new_zeros(clusters.count.shape[0], clusters.size)
+    return pixels.scatter_add(1, clusters.index, (clusters.weight > 0).to(pixels.dtype)).clamp(min=1).log()
 
 
 def _windows(lengths: Tensor, regions: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

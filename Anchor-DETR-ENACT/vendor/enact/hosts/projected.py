@@ -59,7 +59,7 @@ def attend(
     k, v = (
         pool_keys(x.transpose(1, 2).flatten(2), clusters, prefix).unflatten(2, (x.shape[1], -1)).transpose(1, 2) for x in (k, v)
     )
-    seen = mask_of_keys(clusters, padding, length, prefix)
+    seen = mask_of_keys(clusters, padding, length, prefix, q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, seen, dropout_p, scale=scale)
     return out, weights_of_keys(q, k, seen, clusters, prefix, False, scale) if need_weights else None
 

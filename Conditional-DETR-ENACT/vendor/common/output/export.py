@@ -101,7 +101,8 @@ def _write_onnx(program: ExportedProgram, path: Path, description: Mapping[str, 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"--export {path} needs ONNX: pip install onnx onnxscript onnxruntime") from error
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnxscript"):  # what they leave undone is no concern of the user
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(

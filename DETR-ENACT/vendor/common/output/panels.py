@@ -98,10 +98,11 @@ def detection_panel(
             chosen[caption] = (canvas * (DIMMED + (1 - DIMMED) * shown[..., None])).round().astype(np.uint8)
             continue
         pictures[caption] = picture = information_map(values, size)
-        for i, box in pixel_boxes(boxes, *size).items():
+        visible = pixel_boxes(boxes, *size)
+        for i in sorted(visible, key=lambda i: 0 if scores is None else float(scores[i])):  # the surest on top, as beside it
             # Some colours resemble the map's: a dark line along the inside sets the frame off.
-            draw_frame(picture, box, BLACK, thickness + max(1, thickness // 2))
-            draw_frame(picture, box, PALETTE[int(labels[i]) % len(PALETTE)], thickness)
+            draw_frame(picture, visible[i], BLACK, thickness + max(1, thickness // 2))
+            draw_frame(picture, visible[i], PALETTE[int(labels[i]) % len(PALETTE)], thickness)
     panels = [panel(list(row.values()), list(row)) for row in (pictures, chosen) if row]
     return panels[0] if len(panels) == 1 else contact_sheet(panels)
 

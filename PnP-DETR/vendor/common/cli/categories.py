@@ -7,7 +7,7 @@ from ..data.annotations import category_names, stuff_of
 from ..data.coco import CocoDetection
 from ..data.coco_names import known_categories, number_classes
 from ..data.panoptic import CocoPanoptic
-from ..errors import UserError
+from ..errors import UserError, quoted
 from .restore import keeps_classes, starting_weights
 
 
@@ -46,6 +46,7 @@ def checked(
             f"the annotations of {val_name} have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
             "give both the same categories"
         )
+    _check_names(names, source, category_names(val.coco), val_name)
     if not keeps_classes(args) and not (args.finetune and knows_all(checkpoint, names)):
         return categories
     ids = known_categories(checkpoint)["category_ids"]
@@ -55,3 +56,16 @@ def checked(
             "train on another dataset with --finetune"
         )
     return categories | {"category_ids": ids}
+
+
+def _check_names(names: dict[int, str], source: str, others: dict[int, str], val_name: str) -> None:
+    """UserError where categories have the ids of each other, so that every number would be of another class. One that has merely
+    another name, such as a translated one, is taken for the same.
+    """
+    for category_id, name in others.items():
+        known = names.get(category_id)
+        if name != known and name in names.values():
+            raise UserError(
+                f"the category {category_id} is {quoted(name)} in the annotations of {val_name} and {quoted(known)} in {source}, "
+                f"which has {quoted(name)} under another id: give both the same categories"
+            )

@@ -30,7 +30,7 @@ DEMO = {
     "lr_drop": 6,
 }
 
-CLUSTERING = ("clustering", "smoothing_sigma", "capacity")  # ENACT's options
+CLUSTERING = ("clustering", "smoothing_sigma", "scan", "band", "size_bias", "capacity")  # ENACT's options
 
 
 class Parser(argparse.ArgumentParser):
@@ -195,6 +195,17 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
         type=number(float, 1, most=1000),
         default=smoothing_sigma,
         help="deviation of the Gaussian that smooths the information (default: %(default)s)",
+    )
+    group.add_argument(
+        "--scan",
+        choices=("raster", "serpentine", "band", "hilbert"),
+        default="raster",
+        help="order in which pixels are smoothed and cut: row by row as in the paper, there and back, in bands of rows walked "
+        "column by column, or along a Hilbert curve (default: %(default)s)",
+    )
+    group.add_argument("--band", type=number(int, 1), metavar="ROWS", help="of --scan band (default: follows sigma)")
+    group.add_argument(
+        "--size_bias", action=BooleanOptionalAction, default=False, help="a cluster counts as its pixels together (default: off)"
     )
     group.add_argument(
         "--capacity",

@@ -33,6 +33,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image ({error}): repair it or leave it out") from error
 
