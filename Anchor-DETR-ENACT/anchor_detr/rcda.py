@@ -108,9 +108,10 @@ def pool_lines(clusters: Clusters, k_row: Tensor, k_col: Tensor) -> tuple[Tensor
     They are few, so that they are projected before.
     """
     width, height = k_row.shape[1], k_col.shape[1]
-    pixel = torch.arange(height * width, device=k_row.device)
-    shares = clusters.shares(pixel % width, width), clusters.shares(pixel // width, height)
-    return shares[0].to(k_row.dtype) @ k_row, shares[1].to(k_col.dtype) @ k_col
+    column = torch.arange(width, device=k_row.device).expand(height, -1).flatten()
+    row = torch.arange(height, device=k_row.device)[:, None].expand(-1, width).flatten()
+    of_columns, of_rows = clusters.shares(column, width), clusters.shares(row, height)
+    return of_columns.to(k_row.dtype) @ k_row, of_rows.to(k_col.dtype) @ k_col
 
 
 def average_keys(key_row: Tensor, key_col: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

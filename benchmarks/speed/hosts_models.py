@@ -5,7 +5,7 @@ Shapes: B images, N pixels, d features, M clusters or merged tokens.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
@@ -58,7 +58,7 @@ class Merged(enact.Clusters):
         merge: (B, N, d) -> (B, M, d), means.
     """
 
-    merge: Callable[[Tensor], Tensor]
+    merge: Callable[[Tensor], Tensor] = field(kw_only=True)
 
     def pool(self, x: Tensor) -> Tensor:
         return self.merge(x)
@@ -83,7 +83,7 @@ class Merging(nn.Module):
         merge, _ = bipartite_soft_matching_random2d(key, side, side, STRIDE, STRIDE, n - self.size, no_rand=True)
         nothing = key.new_zeros(batch, n)
         count = torch.full((batch,), self.size, device=key.device)
-        return Merged(nothing, nothing, nothing.long(), nothing, count, self.size, False, merge)
+        return Merged(nothing, nothing, nothing.long(), nothing, count, self.size, False, merge=merge)
 
 
 class Host:

@@ -31,7 +31,7 @@ def spread(model):
             module.weight.data = torch.randn(module.weight.shape, generator=generator)
 
 
-def one_pixel_each(scores, key, key_padding_mask=None):
+def one_pixel_each(scores, key, key_padding_mask=None, feature_size=None):
     """Instead of `EntropyClustering.forward`: every valid pixel is a cluster."""
     valid = torch.ones(key.shape[:2], dtype=torch.bool) if key_padding_mask is None else ~key_padding_mask
     count = valid.sum(1)

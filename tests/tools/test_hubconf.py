@@ -107,7 +107,7 @@ def test_images_of_every_kind_are_the_same(trained, dataset):
 )
 def test_what_is_no_image_is_said(thing, trained):
     """With what may be passed."""
-    with pytest.raises(UserError, match="pass|readable"):
+    with pytest.raises(UserError, match="pass|exist"):
         hub("load", trained)(thing)
 
 
