@@ -11,7 +11,7 @@ import torch
 from benchmarks.lib.cli import ROOT
 from common.cli.restore import Restored, restore
 from common.data.loading import Batch
-from common.data.shapes import ensure_shapes_dataset
+from common.data.shapes import OUTLINE, TASKS, ensure_shapes_dataset
 from common.data.shapes_drawing import CLASSES
 from common.data.sources import find_sources
 from common.detector import Detector
@@ -110,9 +110,10 @@ def images_of(folder: Path | None, count: int) -> list[Path]:
     return [source.path for source in find_sources([folder])][:count]
 
 
-def shapes() -> Path:
-    """The built-in dataset, drawn on first use."""
-    return ensure_shapes_dataset(ROOT / "data" / "shapes")
+def shapes(task: str = OUTLINE, quick: bool = False) -> Path:
+    """The built-in dataset of a task, drawn on first use; for a quick look a small one."""
+    small = {"train": 80, "val": 40} if quick else {}
+    return ensure_shapes_dataset(ROOT / "data" / (TASKS[task].folder + "_quick" * quick), task=task, **small)
 
 
 def _untrained(detector: Detector, args: Namespace, num_classes: int, device: torch.device) -> Loaded:

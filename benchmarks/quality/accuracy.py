@@ -2,13 +2,16 @@
 
     python benchmarks/quality/accuracy.py --jobs 2                     # 33 demos, on two cores some three hours
     python benchmarks/quality/accuracy.py --seeds 42 --detector Anchor-DETR-ENACT
+    python benchmarks/quality/accuracy.py --task context               # classes told far away from the objects
     python benchmarks/quality/accuracy.py --quick
 
-The data are the built-in shapes, which everybody has. A run is ``python <folder>/main.py --demo --clustering ... --seed ...``, so
-the models and schedules are the demos'. Every detector is trained with ``none``, ``window`` and ``region`` at its demo's sigma, and
-``--curves`` also with ``region`` at every one of ``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones
-are not repeated, interrupted ones go on, so that seeds can be added later. Those of other results, for example of other seeds from
-another machine, are added to the table with ``--add``.
+The data are the built-in shapes, which everybody has: those of the demos, or of ``--task context``, whose classes are told far
+away from the objects (``common/data/shapes_context.py``). A run is ``python <folder>/main.py --demo --clustering ... --seed ...``,
+so the models and schedules are the demos'; on the context they have 12 epochs and more weight on the classes. Every detector is
+trained with ``none``, ``window`` and ``region`` at its demo's sigma, and ``--curves`` also with ``region`` at every one of
+``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones are not repeated, interrupted ones go on, so that
+seeds can be added later. Those of other results, for example of other seeds from another machine, are added to the table with
+``--add``.
 
 The spread is the standard deviation over the seeds, which fewer than two do not have.
 """
@@ -25,11 +28,12 @@ from statistics import mean, stdev
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, save
-from benchmarks.lib.demos import Demo, share_threads, train_all
+from benchmarks.lib.demos import TASK_OPTIONS, Demo, share_threads, train_all
 from benchmarks.lib.measure import machine
+from benchmarks.lib.models import shapes
 from benchmarks.quality.accuracy_chart import COLOURS, draw
 from common.cli.arguments import number
-from common.data.shapes import ensure_shapes_dataset
+from common.data.shapes import OUTLINE, TASKS
 from common.errors import UserError
 from common.evaluation.coco import METRICS
 from tools.detectors import CLUSTERED, options
@@ -46,6 +50,7 @@ class Run:
         detector: its folder.
         clustering, sigma, seed: the options that are compared; sigma is None without clustering.
         epochs: how long it takes.
+        task: of the built-in shapes, whose options it has.
     """
 
     detector: str
@@ -53,6 +58,7 @@ class Run:
     sigma: float | None
     seed: int
     epochs: int
+    task: str = OUTLINE
 
     @property
     def variant(self) -> str:
@@ -60,7 +66,7 @@ class Run:
 
     def demo(self, root: Path) -> Demo:
         """The run itself, kept below ``root``."""
-        chosen = ["--clustering", self.clustering, "--seed", str(self.seed)]
+        chosen = [*TASK_OPTIONS[self.task], "--clustering", self.clustering, "--seed", str(self.seed)]
         if self.sigma is not None:
             chosen += ["--smoothing_sigma", str(self.sigma)]
         return Demo(self.detector, tuple(chosen), self.epochs, root / self.detector / f"{self.variant}-seed{self.seed}")
@@ -93,12 +99,12 @@ def plan(args: Namespace) -> list[Run]:
             variants = [(c, None if c == "none" else demo.smoothing_sigma) for c in args.clustering]
             if detector == args.curves:
                 variants += [("region", sigma) for sigma in args.sigmas]
-            runs += [Run(detector, c, sigma, seed, _epochs(detector, args)) for c, sigma in dict.fromkeys(variants)]
+            runs += [Run(detector, c, sigma, seed, _epochs(detector, args), args.task) for c, sigma in dict.fromkeys(variants)]
     return runs
 
 
 def _epochs(detector: str, args: Namespace) -> int:
-    return args.epochs or options(detector, ["--demo"]).epochs
+    return args.epochs or options(detector, ["--demo", *TASK_OPTIONS[args.task]]).epochs
 
 
 def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
@@ -115,7 +121,7 @@ def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
             for r in content["results"]:
                 for seed, AP50, log in zip(r["seeds"], r["AP50_seeds"], r["AP_per_epoch"], strict=True):
                     AP_per_epoch = {int(epoch): AP for epoch, AP in log.items()}
-                    run = Run(r["detector"], r["clustering"], r["sigma"], seed, 1 + max(AP_per_epoch))
+                    run = Run(r["detector"], r["clustering"], r["sigma"], seed, 1 + max(AP_per_epoch), args.task)
                     found[run] = Result(AP50, AP_per_epoch)
             trained_on = ROOT / content["settings"]["coco_path"]
             sources += [*content.get("added", []), {key: content[key] for key in ("command", "date", "machine")}]
@@ -179,10 +185,12 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--seeds", **seeds, metavar="SEED", help="default: 42 43 44; quick: 42")
     parser.add_argument("--sigmas", type=number(float, 1), nargs="*", help="of figure 3 (default: 3 5 7; quick: the demo's)")
     parser.add_argument("--curves", choices=CLUSTERED, default="DETR-ENACT", help="detector of figure 3 (default: %(default)s)")
-    parser.add_argument("--coco_path", type=Path, help="train on this dataset in COCO's format (default: the built-in shapes)")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--task", choices=TASKS, default=OUTLINE, help="of the built-in shapes to train on (default: %(default)s)")
+    data.add_argument("--coco_path", type=Path, help="train on this dataset in COCO's format instead")
     parser.add_argument("--epochs", type=positive, help="of every run (default: the demos'; quick: 1)")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once, which share the cores (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/accuracy; quick: runs/accuracy_quick)")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/accuracy[_context]; quick: ..._quick)")
     parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="JSON", help="results whose runs count as well")
     args = parser.parse_args(argv)
     args.clustering = args.clustering or (["none", "region"] if args.quick else list(CLUSTERINGS))
@@ -190,7 +198,8 @@ def parse(argv: list[str]) -> Namespace:
     if args.sigmas is None:
         args.sigmas = [] if args.quick else [3.0, 5.0, 7.0]
     args.epochs = args.epochs or (1 if args.quick else None)
-    args.runs = args.runs or ROOT / ("runs/accuracy_quick" if args.quick else "runs/accuracy")
+    folder = "accuracy" if args.task == OUTLINE else f"accuracy_{args.task}"
+    args.runs = args.runs or ROOT / "runs" / (folder + "_quick" * args.quick)
     return args
 
 
@@ -198,9 +207,7 @@ def run(argv: list[str]) -> None:
     args = parse(argv)
     share_threads(args.jobs)  # those of each run, which the results state
     device = complete(args)
-    small = {"train": 80, "val": 40} if args.quick else {}
-    shapes = ROOT / "data" / ("shapes_quick" if args.quick else "shapes")
-    args.coco_path = args.coco_path or ensure_shapes_dataset(shapes, **small)
+    args.coco_path = args.coco_path or shapes(args.task, args.quick)
     added, sources = read_added(args)
     runs = [run for run in plan(args) if run not in added]
     train_all([run.demo(args.runs) for run in runs], args.jobs, args.device, args.coco_path)
@@ -210,7 +217,8 @@ def run(argv: list[str]) -> None:
     named = "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds))
     caption = f"{args.coco_path.name}, {named}; dots and bands: single seeds; {describe(machine(device))}"
     content = {"units": {"AP": "%", "AP50": "%"}, "added": sources, "results": records}
-    save(NAME, args, argv, content, figure=draw(records, args.curves, caption))
+    variant = "" if args.task == OUTLINE else args.task
+    save(NAME, args, argv, content, figure=draw(records, args.curves, caption), variant=variant)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from benchmarks.lib.charts import BLUE, GREY, VERMILION
 from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, save
 from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
 from benchmarks.lib.measure import machine, seconds
+from benchmarks.lib.models import shapes
 from benchmarks.speed.cost_flops import ENCODER, SAMPLER, multiply_adds
 from common.cli.arguments import number
 from common.cli.restore import restore
 from common.data.loading import build_dataset, collate
-from common.data.shapes import ensure_shapes_dataset
 from common.evaluation.coco import METRICS
 from pnp_detr.options import ratio
 from tools.detectors import DETECTORS, options
@@ -194,9 +194,7 @@ def run(argv: list[str]) -> None:
     cores = torch.get_num_threads()
     share_threads(args.jobs)
     device = complete(args)
-    small = {"train": 80, "val": 40} if args.quick else {}
-    shapes = ROOT / "data" / ("shapes_quick" if args.quick else "shapes")
-    args.coco_path = args.coco_path or ensure_shapes_dataset(shapes, **small)
+    args.coco_path = args.coco_path or shapes(quick=args.quick)
     demos = plan(args)
     train_all(list(demos.values()), args.jobs, args.device, args.coco_path)
     torch.set_num_threads(cores)

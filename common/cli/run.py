@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..boundary.checkpoints import check_continuation, load_checkpoint
 from ..boundary.outputs import only_run_in
 from ..data.coco import CocoDetection
-from ..data.coco_names import known_categories, told_categories
+from ..data.coco_names import known_categories
 from ..data.layouts import Layout, Split, of_pairs, recognise
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
@@ -32,7 +32,7 @@ from ..output.results import CocoResults
 from ..predictor import Predictor
 from ..training import interrupts
 from ..training.loop import train
-from .categories import categories_of, checked, knows_all
+from .categories import categories_of, checked, knows_all, number_for_evaluation
 from .device import build_accelerator, chosen_device
 from .export import run_export
 from .inherited import check_share, follow_checkpoint
@@ -134,10 +134,8 @@ def run_evaluation(detector: Detector, args: Namespace, accelerator: Accelerator
     """Writes ``eval.json`` and ``predictions.json``."""
     layout = _layout(args, accelerator, checkpoint)
     val = _dataset(args, layout, "val")
-    known = checkpoint if checkpoint.get("category_names") else categories_of(val)
-    categories = checked(told_categories(known), args.resume, args, checkpoint, val, layout.val.name)
+    categories = number_for_evaluation(val, layout.val.name, args, checkpoint)
     names = categories["category_names"]
-    val.number_classes(categories["category_ids"])
     _print_remarks(layout.val, val, accelerator)
     model, criterion = _model_and_losses(detector, args, accelerator, checkpoint, categories)
     prepare_output(args.output_dir, accelerator)

@@ -8,6 +8,7 @@ from benchmarks.lib import demos
 from benchmarks.lib.cli import main
 from benchmarks.quality import accuracy
 from benchmarks.quality.accuracy import Run, parse, plan, summarise
+from tools.detectors import options
 
 
 def write_log(run: Run, root: Path, precisions: list[float]) -> None:
@@ -25,6 +26,16 @@ def test_every_variant_is_planned_once(tmp_path):
     variants = {run.variant for run in runs if run.detector == "DETR-ENACT"}
     assert variants == {"none", "window-sigma3", "region-sigma3", "region-sigma5", "region-sigma7"}
     assert {run.variant for run in runs if run.detector == "Anchor-DETR-ENACT"} == {"none", "window-sigma3", "region-sigma3"}
+
+
+def test_the_context_has_runs_of_its_own():
+    """They do not mix with the demos': other folders, and a schedule that fits their epochs."""
+    argv = ["--seeds", "1", "--detector", "Conditional-DETR-ENACT", "--clustering", "none"]
+    [default], [context] = (plan(parse([*argv, "--task", task])) for task in ("outline", "context"))
+    default, context = (run.demo(parse([*argv, "--task", run.task]).runs) for run in (default, context))
+    assert default.folder != context.folder and default.options == ("--clustering", "none", "--seed", "1")
+    args = options("Conditional-DETR-ENACT", ["--demo", *context.options])
+    assert (args.epochs, args.seed) == (context.epochs, 1) and default.epochs < args.epochs > args.lr_drop
 
 
 def test_means_spreads_and_differences(tmp_path):

@@ -1,5 +1,6 @@
 """The built-in shapes dataset: valid COCO annotations, reproducible bytes, and a folder that is written as a whole."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pycocotools.coco import COCO
 import common
 from common.data import shapes
 from common.data.shapes import ensure_shapes_dataset, write_shapes_dataset
+from common.data.shapes_context import FAR, PUPILS, draw_context_scene
 from common.data.shapes_drawing import CLASSES, MIN_VISIBLE, polygon_annotation, rasterize, shape_polygons
 from common.errors import UserError
 
@@ -135,21 +137,63 @@ def test_same_seed_same_bytes_and_larger_datasets_begin_with_the_smaller(tmp_pat
         assert many[key][: len(few[key])] == few[key] and len(many[key]) > len(few[key])
 
 
+def test_the_default_dataset_stays(tmp_path):
+    """Protects published numbers: format 2 is these annotations, to the byte, and these images, as far as JPEG encoders agree."""
+    root = write_shapes_dataset(tmp_path / "shapes", **SMALL)
+    files = [path for name, path in sorted((p.name, p) for p in (root / "annotations").iterdir())]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    assert digest == "9a726f558e8578fc1e413eb29c7009247d42183f7936a89d275ec67e5e17c409"
+    images = [cv2.imread(str(path)) for path in sorted(root.glob("*2017/*.jpg"))]
+    assert np.allclose([image.mean() for image in images], [61.01, 100.53, 199.14, 218.31, 208.14, 204.19], atol=0.5)
+
+
+def test_the_key_of_an_objects_own_colour_tells_its_class():
+    """Protects the task "context": one key has the object's very colour and lies far away; its pupil is the class."""
+    classes = []
+    for index in range(30):
+        scene = draw_context_scene(0, "val", index, 96)
+        image, short = scene.pixels(), min(scene.height, scene.width)
+        for number, annotation in enumerate(scene.annotations, start=1):
+            colours, counts = np.unique(image[scene.owner == number], axis=0, return_counts=True)
+            alike = (image == colours[counts.argmax()]).all(axis=2)
+            places = [cv2.boundingRect(np.uint8(alike & (scene.owner == k))) for k in (number, 0)]
+            (x, y), (key_x, key_y) = ((left + width / 2, top + height / 2) for left, top, width, height in places)
+            assert np.hypot(x - key_x, y - key_y) > FAR * short - 4 and max(places[1][2:]) <= 0.3 * short
+            assert (image[int(key_y), int(key_x)] == [*PUPILS.values()][annotation["category_id"] - 1]).all()
+        ids = [annotation["category_id"] for annotation in scene.annotations]
+        assert 1 <= len(ids) <= 2 and len(ids) == len(set(ids))
+        classes += ids
+    assert 1.2 < len(classes) / 30 < 1.8 and 0.35 < np.mean(np.array(classes) == 1) < 0.65
+
+
+def test_the_task_context_is_written_in_the_same_layout(tmp_path, root):
+    """Protects training on it: COCO's layout with its own classes, and the same bytes from the same seed."""
+    context, again = (write_shapes_dataset(tmp_path / name, **SMALL, task="context") for name in ("a", "b"))
+    assert contents(context) == contents(again)
+    coco = COCO(str(context / "annotations/instances_train2017.json"))
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == [*PUPILS] and len(coco.imgs) == 4
+    panoptic = json.loads((context / "annotations/panoptic_train2017.json").read_text())
+    assert [category["name"] for category in panoptic["categories"]] == [*PUPILS, "dark ground", "light ground"]
+    shown = [segment["category_id"] for annotation in panoptic["annotations"] for segment in annotation["segments_info"]]
+    annotated = [annotation["category_id"] for annotation in coco.dataset["annotations"]]
+    assert [category for category in shown if category <= len(PUPILS)] == annotated
+
+
 @pytest.mark.parametrize("error, raised", [(KeyboardInterrupt, KeyboardInterrupt), (OSError, UserError)])
 @pytest.mark.parametrize("exists", [False, True])
 def test_interrupted_writes_leave_nothing(tmp_path, monkeypatch, error, raised, exists):
     """Protects a later run from training on half a dataset."""
-    draw = shapes.draw_scene
+    task = shapes.TASKS["outline"]
 
     def fail_in_the_middle(seed, split, index, image_size):
         if (split, index) == ("val", 1):
             raise error("stopped")
-        return draw(seed, split, index, image_size)
+        return task.draw(seed, split, index, image_size)
 
     root = tmp_path / "shapes"
     if exists:
         root.mkdir()
-    monkeypatch.setattr(shapes, "draw_scene", fail_in_the_middle)
+    monkeypatch.setitem(shapes.TASKS, "outline", task._replace(draw=fail_in_the_middle))
     with pytest.raises(raised):
         write_shapes_dataset(root, **SMALL)
     assert [path for path in tmp_path.rglob("*") if path != root] == [] and root.exists() == exists
@@ -160,14 +204,14 @@ def test_ensure_writes_once(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     for root in (tmp_path / "empty", tmp_path / "new" / "shapes"):
         assert ensure_shapes_dataset(str(root), **SMALL) == root and len(contents(root)) == 16
-    monkeypatch.setattr(shapes, "draw_scene", None)
+    monkeypatch.setitem(shapes.TASKS, "outline", shapes.TASKS["outline"]._replace(draw=None))
     assert ensure_shapes_dataset(root, **SMALL) == root
 
 
 def test_ensure_never_touches_anything_else(tmp_path):
     """Protects a user's files: other parameters, a damaged dataset and foreign folders are refused, not replaced."""
     root = write_shapes_dataset(tmp_path / "shapes", **SMALL)
-    for changes in ({"train": 5}, {"val": 1}, {"image_size": 33}, {"seed": 1}):
+    for changes in ({"train": 5}, {"val": 1}, {"image_size": 33}, {"seed": 1}, {"task": "context"}):
         before = contents(tmp_path)
         with pytest.raises(UserError, match=f"{root} .*choose another folder or remove it"):
             ensure_shapes_dataset(root, **{**SMALL, **changes})
@@ -188,14 +232,14 @@ def test_ensure_never_touches_anything_else(tmp_path):
 
 def test_processes_may_write_the_same_dataset_at_once(tmp_path, monkeypatch):
     """Protects distributed runs on one disk: whoever comes second uses the dataset of the first."""
-    root, draw = tmp_path / "shapes", shapes.draw_scene
+    root, task = tmp_path / "shapes", shapes.TASKS["outline"]
 
     def let_another_process_finish(*arguments):
-        monkeypatch.setattr(shapes, "draw_scene", draw)
+        monkeypatch.setitem(shapes.TASKS, "outline", task)
         write_shapes_dataset(root, **SMALL)
-        return draw(*arguments)
+        return task.draw(*arguments)
 
-    monkeypatch.setattr(shapes, "draw_scene", let_another_process_finish)
+    monkeypatch.setitem(shapes.TASKS, "outline", task._replace(draw=let_another_process_finish))
     assert ensure_shapes_dataset(root, **SMALL) == root
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"] and len(contents(root)) == 16
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..data.annotations import category_names, stuff_of
 from ..data.coco import CocoDetection
-from ..data.coco_names import known_categories, number_classes
+from ..data.coco_names import known_categories, number_classes, told_categories
 from ..data.panoptic import CocoPanoptic
 from ..errors import UserError, quoted
 from .restore import keeps_classes, starting_weights
@@ -39,14 +39,13 @@ def checked(
     Args:
         source, val_name: what they and the validation set are of, for messages.
     """
-    names = categories["category_names"]
-    unknown = category_names(val.coco).keys() - names.keys()
-    if unknown:
+    names, others = categories["category_names"], category_names(val.coco)
+    if unknown := others.keys() - names.keys():
         raise UserError(
             f"the annotations of {val_name} have the category ids {sorted(unknown)[:10]}, which {source} does not have: "
             "give both the same categories"
         )
-    _check_names(names, source, category_names(val.coco), val_name)
+    _check_names(names, source, others, val_name)
     if not keeps_classes(args) and not (args.finetune and knows_all(checkpoint, names)):
         return categories
     ids = known_categories(checkpoint)["category_ids"]
@@ -56,6 +55,18 @@ def checked(
             "train on another dataset with --finetune"
         )
     return categories | {"category_ids": ids}
+
+
+def number_for_evaluation(val: CocoDetection, val_name: str, args: Namespace, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Gives a dataset the class numbers of the checkpoint of ``--resume`` that it is to evaluate; returns the categories.
+
+    Raises:
+        UserError: it has others than the checkpoint.
+    """
+    known = checkpoint if checkpoint.get("category_names") else categories_of(val)
+    categories = checked(told_categories(known), args.resume, args, checkpoint, val, val_name)
+    val.number_classes(categories["category_ids"])
+    return categories
 
 
 def _check_names(names: dict[int, str], source: str, others: dict[int, str], val_name: str) -> None:

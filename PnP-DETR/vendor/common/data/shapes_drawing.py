@@ -64,7 +64,7 @@ def shape_polygons(name: str, side: float, angle: float = 0.0) -> list[np.ndarra
     return [(polygon - (low + high) / 2) * (side / (high - low).max()) for polygon in polygons]
 
 
-def _move(polygons: list[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
+def move(polygons: list[np.ndarray], centre: np.ndarray) -> list[np.ndarray]:
     return [np.round((polygon + centre) * GRID) / GRID for polygon in polygons]
 
 
@@ -172,15 +172,18 @@ class Scene:
         grain = rng.standard_normal((h, w, 1), dtype=np.float32) * np.float32(rng.uniform(1, 4))
         return start + (end - start) * np.float32(np.clip(mix, -0.5, 1.5))[..., None] + grain, lab
 
-    def _colour(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def colour(self, sixth: float, spread: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
         """BGR of a rim and an inside that stand out against the background and the objects already there.
 
-        Each class has its sixth of the hues: the colour is a first hint, as it is in photographs, and learned before the outline.
+        Each class has its ``sixth`` of the hues, ``spread`` to both sides of the middle: the colour is a first hint, as it is in
+        photographs, and learned before the outline.
         """
         count, rng = 48, self.rng
-        hue = (CLASSES.index(name) + rng.uniform(-0.5, 0.5, count)) * (2 * math.pi / len(CLASSES))
-        lab = _lab(rng.uniform(35, 88, count), rng.uniform(35, 70, count), hue)
-        lab = lab[np.linalg.norm(cv2.cvtColor(_bgr(lab)[None] / 255, cv2.COLOR_BGR2LAB)[0] - lab, axis=1) < 4]  # sRGB
+        lab = np.empty((0, 3))
+        while not len(lab):  # of some hues few colours can be shown
+            hue = (sixth + rng.uniform(-spread, spread, count)) * (2 * math.pi / len(CLASSES))
+            lab = _lab(rng.uniform(35, 88, count), rng.uniform(35, 70, count), hue)
+            lab = lab[np.linalg.norm(cv2.cvtColor(_bgr(lab)[None] / 255, cv2.COLOR_BGR2LAB)[0] - lab, axis=1) < 4]  # sRGB
         distance = np.linalg.norm(lab[:, None] - np.stack(self.colours), axis=2)
         enough = (distance / np.array([50] + [30] * (len(self.colours) - 1))).min(axis=1)
         chosen = lab[np.argmax(np.minimum(enough, 1))]
@@ -188,7 +191,7 @@ class Scene:
         self.colours.append(chosen)
         return tuple(_bgr(np.stack([chosen + (away, 0, 0), chosen])))
 
-    def _paint(self, raster: Raster, rim: np.ndarray, inside: np.ndarray) -> None:
+    def paint(self, raster: Raster, rim: np.ndarray, inside: np.ndarray) -> None:
         crop = self.image[raster.crop]
         crop += raster.whole * (rim - crop) + raster.inner * (inside - rim)
 
@@ -215,12 +218,12 @@ class Scene:
         rim = max(0.7, 0.045 * side)
         for _ in range(PLACEMENT_TRIES):
             centre = self.rng.uniform(inset, (self.width - inset, self.height - inset))
-            moved = _move(polygons, centre)
+            moved = move(polygons, centre)
             raster = rasterize(moved, self.height, self.width, rim)
             full = _area(moved[0]) - sum(map(_area, moved[1:]))
             if self._claim(self.owner[raster.crop], raster.whole[..., 0] > 0.5, full):
-                self._paint(raster, *self._colour(name))
-                self._annotate(name, polygon_annotation(moved, self.height, self.width))
+                self.paint(raster, *self.colour(CLASSES.index(name)))
+                self.annotate(CLASSES.index(name), polygon_annotation(moved, self.height, self.width))
                 return
 
     def add_crowd(self) -> None:
@@ -230,23 +233,31 @@ class Scene:
         pitch = 1.15 * side
         rows, columns = (min(self.rng.integers(3, 6), int(n / pitch)) for n in (self.height, self.width))
         corner = self.rng.uniform(0, (self.width - columns * pitch, self.height - rows * pitch))
-        rim, inside = self._colour(name)
+        rim, inside = self.colour(CLASSES.index(name))
         mask = np.zeros((self.height, self.width), bool)
         for row, column in np.ndindex(rows, columns):
             centre = corner + pitch * (np.array([column, row]) + self.rng.uniform(0.4, 0.6, 2))
-            moved = _move(shape_polygons(name, side, self.rng.uniform(-MAX_ANGLE, MAX_ANGLE)), centre)
+            moved = move(shape_polygons(name, side, self.rng.uniform(-MAX_ANGLE, MAX_ANGLE)), centre)
             raster = rasterize(moved, self.height, self.width, max(0.5, 0.07 * side))
-            self._paint(raster, rim, inside)
+            self.paint(raster, rim, inside)
             mask[raster.crop] |= raster.whole[..., 0] > 0.5
         self._claim(self.owner, mask, mask.sum())
-        self._annotate(name, mask_annotation(mask))
+        self.annotate(CLASSES.index(name), mask_annotation(mask))
 
     def pixels(self) -> np.ndarray:
         """The image as uint8 (H, W, 3) BGR."""
         return np.clip(np.round(self.image), 0, 255).astype(np.uint8)
 
-    def _annotate(self, name: str, annotation: dict) -> None:
-        self.annotations.append({"category_id": CLASSES.index(name) + 1, **annotation})
+    def annotate(self, category: int, annotation: dict) -> None:
+        """Adds the annotation of an object of a category, from 0."""
+        self.annotations.append({"category_id": category + 1, **annotation})
+
+
+def start_image(seed: int, split: str, index: int, image_size: int) -> tuple[np.random.Generator, int, int]:
+    """The generator of an image, and its height and width."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    short = image_size if rng.random() < EQUAL_SIDES else round(image_size * rng.uniform(MIN_ASPECT, 1))
+    return rng, *rng.permutation([image_size, short]).tolist()
 
 
 def draw_image(seed: int, split: str, index: int, image_size: int) -> tuple[np.ndarray, list[dict]]:
@@ -257,9 +268,8 @@ def draw_image(seed: int, split: str, index: int, image_size: int) -> tuple[np.n
 
 def draw_scene(seed: int, split: str, index: int, image_size: int) -> Scene:
     """The same, with what every pixel shows."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    short = image_size if rng.random() < EQUAL_SIDES else round(image_size * rng.uniform(MIN_ASPECT, 1))
-    scene = Scene(rng, *rng.permutation([image_size, short]).tolist())
+    rng, *size = start_image(seed, split, index, image_size)
+    scene = Scene(rng, *size)
     if rng.random() >= EMPTY:
         if rng.random() < CROWD / (1 - EMPTY):
             scene.add_crowd()

@@ -1,0 +1,71 @@
+"""The ways to cluster that ``fidelity.py`` compares: a row of its table is a row of `VARIANTS`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.lib.charts import BLUE, GREEN, PURPLE, VERMILION
+from enact import clustering
+
+PLAIN = ("--clustering", "none")
+REGION = ("--clustering", "region")
+
+
+class Variant(NamedTuple):
+    """A way to cluster.
+
+    Attributes:
+        colour: in the chart.
+        options: of the command line.
+        cuts: where it cuts instead: (number of pixels, of clusters by these options, generator) -> first pixels of the clusters.
+    """
+
+    colour: str | np.ndarray
+    options: tuple[str, ...]
+    cuts: Callable[[int, int, torch.Generator], Tensor] | None = None
+
+
+def random_cuts(pixels: int, clusters: int, generator: torch.Generator) -> Tensor:
+    """As likely anywhere."""
+    return torch.cat((torch.zeros(1, dtype=torch.long), 1 + torch.randperm(pixels - 1, generator=generator)[: clusters - 1]))
+
+
+def uniform_cuts(pixels: int, clusters: int, generator: torch.Generator) -> Tensor:
+    """Lengths that differ by one pixel at most."""
+    return torch.arange(clusters) * pixels // clusters
+
+
+def no_cuts(pixels: int, clusters: int, generator: torch.Generator) -> Tensor:
+    return torch.zeros(1, dtype=torch.long)
+
+
+VARIANTS = {
+    "region": Variant(BLUE, REGION),
+    "window": Variant(VERMILION, ("--clustering", "window")),
+    "uniform": Variant(GREEN, REGION, uniform_cuts),
+    "random": Variant(PURPLE, REGION, random_cuts),
+    "one": Variant("0.7", REGION, no_cuts),
+}
+
+
+@contextmanager
+def cutting(variant: Variant, generator: torch.Generator) -> Iterator[None]:
+    """While it lasts, ENACT cuts where the variant does."""
+    if variant.cuts is None:
+        yield
+        return
+    regions = clustering._regions
+
+    def cut(bends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        starts = torch.zeros_like(bends, dtype=torch.long)
+        for row, length, count in zip(starts, lengths.tolist(), regions(bends, lengths)[1].tolist()):
+            row[variant.cuts(length, count, generator).to(row.device)] = 1
+        return starts.cumsum(1) - 1, starts.sum(1)
+
+    with patch.object(clustering, "_regions", cut):
+        yield
