@@ -11,13 +11,34 @@ from torch.nn import functional as F
 from .attention import ClusteredAttention
 
 
+def build_self_attention(
+    d_model: int, nhead: int, dropout: float, clustering: str, unclustered: int = 0, **options: Any
+) -> nn.MultiheadAttention:
+    """Clustered or, with "none", plain; arguments as of :class:`TransformerEncoderLayer`."""
+    if clustering == "none":
+        return nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
+    return ClusteredAttention(d_model, nhead, dropout, batch_first=True, unclustered=unclustered, clustering=clustering, **options)
+
+
+def attend(
+    self_attn: nn.MultiheadAttention,
+    q: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    feature_size: tuple[int, int] | None,
+) -> Tensor:
+    """What :func:`build_self_attention` built, of queries that are the keys, too: q, value (B, N, d) -> (B, N, d)."""
+    size = {"feature_size": feature_size} if isinstance(self_attn, ClusteredAttention) else {}
+    return self_attn(q, q, value, key_padding_mask=key_padding_mask, need_weights=False, **size)[0]
+
+
 class TransformerEncoderLayer(nn.Module):
     """Self-attention, normalisation, feed-forward network, normalisation (paper, section 3.1).
 
     Args:
         d_model, nhead, dim_feedforward, dropout, activation ("relu" or "gelu"): as in ``nn.TransformerEncoderLayer``.
         normalize_before: normalise before each part (pre-norm) instead of after it.
-        clustering: "region", "window", or "none" for plain attention.
+        clustering: "region", "region+", "window", or "none" for plain attention.
         unclustered: so many keys at the end stay as they are, see :class:`ClusteredAttention`.
         options: the other ones of :class:`EntropyClustering`.
     """
@@ -35,12 +56,7 @@ class TransformerEncoderLayer(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        if clustering == "none":
-            self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
-        else:
-            self.self_attn = ClusteredAttention(
-                d_model, nhead, dropout, batch_first=True, unclustered=unclustered, clustering=clustering, **options
-            )
+        self.self_attn = build_self_attention(d_model, nhead, dropout, clustering, unclustered=unclustered, **options)
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
@@ -72,8 +88,7 @@ class TransformerEncoderLayer(nn.Module):
         self, src: Tensor, key_padding_mask: Tensor | None, pos: Tensor | None, feature_size: tuple[int, int] | None
     ) -> Tensor:
         q = src if pos is None else src + pos
-        size = {"feature_size": feature_size} if isinstance(self.self_attn, ClusteredAttention) else {}
-        return self.dropout1(self.self_attn(q, q, src, key_padding_mask=key_padding_mask, need_weights=False, **size)[0])
+        return self.dropout1(attend(self.self_attn, q, src, key_padding_mask, feature_size))
 
     def _feed_forward(self, src: Tensor) -> Tensor:
         return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(src)))))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CLUSTERINGS = ("region", "window")  # "region+" is regions with other options, of which test_scans.py knows
+
 
 @dataclass
 class Reference:

@@ -70,10 +70,11 @@ class ClusteredRCDA(RCDA):
 
     Args:
         embed_dim, num_heads: as in :class:`RCDA`.
-        clustering: "region": the weights of RCDA are the softmax over all (y, x) of ``q_row . k_row[x] + q_col . k_col[y]``, of
-            averaged keys; over clusters it is the softmax over m of ``q_row . k_row[m] + q_col . k_col[m]``, of these keys pooled.
-            With one pixel per cluster it is RCDA. "window", the released code's form: each pixel's own keys,
-            and two softmaxes over m, of queries averaged over rows and over columns, multiplied.
+        clustering: "region" or "region+": the weights of RCDA are the softmax over all (y, x) of
+            ``q_row . k_row[x] + q_col . k_col[y]``, of averaged keys; over clusters it is the softmax over m of
+            ``q_row . k_row[m] + q_col . k_col[m]``, of these keys pooled. With one pixel per cluster it is RCDA. "window", the
+            released code's form: each pixel's own keys, and two softmaxes over m, of queries averaged over rows and over columns,
+            multiplied.
         others: the other options of :class:`enact.EntropyClustering`.
     """
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from common.models.positions import sine_embedding
 from common.models.transformer import TransformerOptions
-from enact import ClusteredAttention
+from enact.encoder import attend, build_self_attention
 
 from .rcda import RCDA, ClusteredRCDA, average_keys
 
@@ -99,13 +99,12 @@ class EncoderLayer(nn.Module):
         super().__init__()
         d_model, nhead, dropout = options.d_model, options.nhead, options.dropout
         self.decoupled = decoupled
-        if decoupled:
-            plain = clustering == "none"
-            self.self_attn = RCDA(d_model, nhead) if plain else ClusteredRCDA(d_model, nhead, clustering=clustering, **others)
+        if not decoupled:
+            self.self_attn = build_self_attention(d_model, nhead, dropout, clustering, **others)
         elif clustering == "none":
-            self.self_attn = nn.MultiheadAttention(d_model, nhead, dropout, batch_first=True)
+            self.self_attn = RCDA(d_model, nhead)
         else:
-            self.self_attn = ClusteredAttention(d_model, nhead, dropout, batch_first=True, clustering=clustering, **others)
+            self.self_attn = ClusteredRCDA(d_model, nhead, clustering, **others)
         self.dropout1 = nn.Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.ffn = FFN(options)
@@ -117,8 +116,7 @@ class EncoderLayer(nn.Module):
             out = self.self_attn(row.flatten(1, 2), col.flatten(1, 2), row, col, src, mask)
         else:
             q = (src + pos.both).flatten(1, 2)
-            size = {"feature_size": tuple(mask.shape[1:])} if isinstance(self.self_attn, ClusteredAttention) else {}
-            out = self.self_attn(q, q, src.flatten(1, 2), key_padding_mask=mask.flatten(1), need_weights=False, **size)[0]
+            out = attend(self.self_attn, q, src.flatten(1, 2), mask.flatten(1), tuple(mask.shape[1:]))
         return self.ffn(self.norm1(src + self.dropout1(out).view_as(src)))
 
 

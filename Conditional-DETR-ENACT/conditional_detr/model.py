@@ -27,7 +27,6 @@ class ConditionalDETR(SingleScaleDetector):
 
     def detect(self, src: Tensor, mask: Tensor) -> dict[str, Any]:
         """See :class:`SingleScaleDetector`."""
-        tokens = src.flatten(2).transpose(1, 2)
-        where = {"pos": self.positions(mask), "feature_size": tuple(src.shape[-2:])}
-        hs, reference = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, **where)
+        tokens, feature_size = src.flatten(2).transpose(1, 2), tuple(src.shape[-2:])
+        hs, reference = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, self.positions(mask), feature_size)
         return self.predictions(hs, src, anchor=F.pad(torch.logit(reference, eps=1e-5), (0, 2)))

@@ -15,8 +15,7 @@ class DETR(SingleScaleDetector):
 
     def detect(self, src: Tensor, mask: Tensor) -> dict[str, Any]:
         """See :class:`SingleScaleDetector`."""
-        tokens = src.flatten(2).transpose(1, 2)
-        where = {"pos": self.positions(mask), "feature_size": tuple(src.shape[-2:])}
-        hs, memory = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, **where)
+        tokens, feature_size = src.flatten(2).transpose(1, 2), tuple(src.shape[-2:])
+        hs, memory = self.transformer(tokens, mask.flatten(1), self.query_embed.weight, self.positions(mask), feature_size)
         outputs = self.predictions(hs, src)
         return outputs | {"hs": hs[-1], "memory": memory} if self.for_masks else outputs

@@ -30,8 +30,10 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> PnPDE
         raise UserError(f"--sample_ratio_lower_bound {bounds[0]:g} is above --sample_ratio_higher_bound {bounds[1]:g}: swap them")
     if args.eval_ratios and args.sampling == "none":
         raise UserError("--eval_ratios are shares of polled pixels, which --sampling none has not: leave one of them out")
-    if args.sampling == "pnp" and args.scan != "raster":
-        raise UserError(f"--scan {args.scan} walks over a map, of which --sampling pnp leaves a sequence: pass --scan raster")
+    walks = args.scan not in (None, "raster") or args.scan is None and args.clustering == "region+"
+    if args.sampling == "pnp" and walks:
+        option = f"--scan {args.scan}" if args.scan else "--clustering region+"
+        raise UserError(f"{option} walks over a map, of which --sampling pnp leaves a sequence: pass --scan raster")
     parts = build_parts(args, num_classes + 1, load_backbone)
     pooled = args.unsample_abstract_number or (POOLED_OF_DC5 if args.dilation else POOLED)
     sampler = None

@@ -137,6 +137,8 @@ def test_weights_tell_whether_they_sample(dataset, tmp_path, capsys):
         (("--eval_ratios", "0.5", "0"), "above 0"),
         (("--sample_ratio_lower_bound", "0.9"), "is above --sample_ratio_higher_bound"),
         (("--sampling", "none", "--eval_ratios", "0.5"), "leave one of them out"),
+        (("--clustering", "region+"), "pass --scan raster"),
+        (("--clustering", "region", "--scan", "band"), "pass --scan raster"),
     ],
 )
 def test_ratios_that_cannot_be(argv, said, dataset, tmp_path, capsys):

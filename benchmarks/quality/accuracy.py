@@ -1,6 +1,6 @@
 """What clustering costs in precision: AP per epoch over sigma (figure 3), and final AP over seeds (the question of table 2).
 
-    python benchmarks/quality/accuracy.py --jobs 2                     # 33 demos, on two cores some three hours
+    python benchmarks/quality/accuracy.py --jobs 2                     # 42 demos, on two cores some four hours
     python benchmarks/quality/accuracy.py --seeds 42 --detector Anchor-DETR-ENACT
     python benchmarks/quality/accuracy.py --task context               # classes told far away from the objects
     python benchmarks/quality/accuracy.py --quick
@@ -8,10 +8,10 @@
 The data are the built-in shapes, which everybody has: those of the demos, or of ``--task context``, whose classes are told far
 away from the objects (``common/data/shapes_context.py``). A run is ``python <folder>/main.py --demo --clustering ... --seed ...``,
 so the models and schedules are the demos'; on the context they have 12 epochs and more weight on the classes. Every detector is
-trained with ``none``, ``window`` and ``region`` at its demo's sigma, and ``--curves`` also with ``region`` at every one of
-``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones are not repeated, interrupted ones go on, so that
-seeds can be added later. Those of other results, for example of other seeds from another machine, are added to the table with
-``--add``.
+trained with ``none``, ``window``, ``region`` and ``region+`` at its demo's sigma, and ``--curves`` also with ``region`` at every
+one of ``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones are not repeated, interrupted ones go on,
+so that seeds can be added later. Those of other results, for example of other seeds from another machine, are added to the table
+with ``--add``.
 
 The spread is the standard deviation over the seeds, which fewer than two do not have.
 """

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks.lib.charts import BLUE, GREEN, GREY, PURPLE, VERMILION
 from tools.detectors import options
 
-COLOURS = {"none": GREY, "window": VERMILION, "region": BLUE}
+COLOURS = {"none": GREY, "window": VERMILION, "region": BLUE, "region+": GREEN}
 SIGMA_COLOURS = (BLUE, GREEN, PURPLE, VERMILION)
 
 
@@ -57,8 +57,8 @@ def _draw_curves(axes: Axes, records: Sequence[dict]) -> None:
 
 def _draw_finals(axes: Axes, records: Sequence[dict], detectors: Sequence[str]) -> None:
     for r in records:
-        x = detectors.index(r["detector"]) + 0.26 * (list(COLOURS).index(r["clustering"]) - 1)
-        axes.bar(x, r["AP"], 0.24, color=COLOURS[r["clustering"]], alpha=0.75)
+        x = detectors.index(r["detector"]) + 0.21 * (list(COLOURS).index(r["clustering"]) - 1.5)
+        axes.bar(x, r["AP"], 0.19, color=COLOURS[r["clustering"]], alpha=0.75)
         if len(r["seeds"]) > 1:
             axes.plot([x] * len(r["seeds"]), r["AP_seeds"], "o", color="black", markersize=2.5)
         above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}

@@ -101,10 +101,13 @@ def layer_errors(
     names = attentions(next(iter(clustered.values())))
     with calls_of(plain, names) as calls:
         for batch in images:
-            plain(batch.images, batch.mask)
+            feature_size = plain(batch.images, batch.mask)["feature_size"]
             for variant, model in clustered.items():
+                layers = {name: model.get_submodule(name) for name in names}
+                for layer in layers.values():
+                    layer.W_prob.feature_size = feature_size  # a plain attention was not told
                 with cutting(VARIANTS[variant], generators[variant]):
-                    found[variant].append([_error(model.get_submodule(name), *calls[name]) for name in names])
+                    found[variant].append([_error(layer, *calls[name]) for name, layer in layers.items()])
     return {
         variant: [{"error": float(error), "M": float(count)} for error, count in np.mean(rows, axis=0)]
         for variant, rows in found.items()

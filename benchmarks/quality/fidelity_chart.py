@@ -12,7 +12,7 @@ from benchmarks.quality.fidelity_variants import VARIANTS
 
 def draw(records: list[dict[str, Any]], caption: str) -> Figure:
     """A row per checkpoint. Left: the error of every layer; right: AP as it is beside that of plain attention."""
-    figure = Figure(figsize=(8.4, 0.6 + 2.3 * len(records)), dpi=200, layout="constrained")
+    figure = Figure(figsize=(8.4, 0.6 + 2.6 * len(records)), dpi=200, layout="constrained")
     for record, (left, right) in zip(records, figure.subplots(len(records), 2, squeeze=False)):
         variants = record["variants"]
         for i, (variant, found) in enumerate(variants.items()):
@@ -26,11 +26,11 @@ def draw(records: list[dict[str, Any]], caption: str) -> Figure:
         left.set_title(f"{name}: relative error of the attention", fontsize=9)
         right.set_title("AP (%) as it is", fontsize=9)
         left.set_xticks(range(len(errors)), [f"layer {i}" for i in range(len(errors))])
-        right.set_xticks(range(len(variants)), variants)
-        left.legend(frameon=False, fontsize=7.5, ncols=len(variants), columnspacing=0.8, handlelength=1)
+        right.set_xticks(range(len(variants)), variants, rotation=30, ha="right", rotation_mode="anchor")
+        left.legend(frameon=False, fontsize=7, ncols=5, columnspacing=0.8, handlelength=1, loc="upper left")
         right.legend(frameon=False, fontsize=7.5)
         right.set_ylim(top=1.25 * max(1.0, record["AP_plain"]))
-        left.set_ylim(top=1.2 * max(layer["error"] for found in variants.values() for layer in found["layers"]))
+        left.set_ylim(top=1.3 * max(layer["error"] for found in variants.values() for layer in found["layers"]))
         for axes in (left, right):
             axes.tick_params(labelsize=7.5)
             axes.spines[["top", "right"]].set_visible(False)

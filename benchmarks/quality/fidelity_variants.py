@@ -44,11 +44,20 @@ def no_cuts(pixels: int, clusters: int, generator: torch.Generator) -> Tensor:
     return torch.zeros(1, dtype=torch.long)
 
 
+def _pale(colour: np.ndarray, white: float) -> np.ndarray:
+    return (1 - white) * colour + white
+
+
 VARIANTS = {
     "region": Variant(BLUE, REGION),
+    "size bias": Variant(_pale(BLUE, 0.25), (*REGION, "--size_bias")),
+    "serpentine": Variant(_pale(BLUE, 0.45), (*REGION, "--scan", "serpentine")),
+    "hilbert": Variant(_pale(BLUE, 0.6), (*REGION, "--scan", "hilbert")),
+    "band": Variant(_pale(GREEN, 0.5), (*REGION, "--scan", "band")),
+    "region+": Variant(GREEN, ("--clustering", "region+")),
     "window": Variant(VERMILION, ("--clustering", "window")),
-    "uniform": Variant(GREEN, REGION, uniform_cuts),
-    "random": Variant(PURPLE, REGION, random_cuts),
+    "uniform": Variant(PURPLE, REGION, uniform_cuts),
+    "random": Variant(_pale(PURPLE, 0.5), REGION, random_cuts),
     "one": Variant("0.7", REGION, no_cuts),
 }
 

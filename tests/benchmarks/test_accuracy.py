@@ -22,10 +22,11 @@ def test_every_variant_is_planned_once(tmp_path):
     """Table 2's clusterings for every detector and figure 3's sigmas for one, each combination once per seed."""
     args = parse(["--seeds", "1", "2", "--runs", str(tmp_path)])
     runs = plan(args)
-    assert len(runs) == len(set(runs)) == 2 * (3 * 3 + 2)  # sigma 3 is the demo's, so it is in both
+    assert len(runs) == len(set(runs)) == 2 * (3 * 4 + 2)  # sigma 3 is the demo's, so it is in both
     variants = {run.variant for run in runs if run.detector == "DETR-ENACT"}
-    assert variants == {"none", "window-sigma3", "region-sigma3", "region-sigma5", "region-sigma7"}
-    assert {run.variant for run in runs if run.detector == "Anchor-DETR-ENACT"} == {"none", "window-sigma3", "region-sigma3"}
+    final = {"none", "window-sigma3", "region-sigma3", "region+-sigma3"}
+    assert variants == {*final, "region-sigma5", "region-sigma7"}
+    assert {run.variant for run in runs if run.detector == "Anchor-DETR-ENACT"} == final
 
 
 def test_the_context_has_runs_of_its_own():

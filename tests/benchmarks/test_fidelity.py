@@ -53,7 +53,7 @@ def test_cuts_make_so_many_clusters():
 
 
 def test_variants_have_as_many_clusters_as_region(clustered, images, tmp_path):
-    """In every layer of every detector, and windows about as many."""
+    """In every layer of every detector, and windows about as many. (Another scan has a sequence, and a number, of its own.)"""
     path = tiny_checkpoint(tmp_path / "x.pth", clustered, 1, "--clustering", "none")
     found = errors_of(path, clustered, images, *VARIANTS)
     for region, *others in zip(*(found[v] for v in ("region", "uniform", "random", "one", "window")), strict=True):

@@ -8,8 +8,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from enact import CLUSTERINGS, ClusteredAttention, EntropyClustering, TransformerEncoder, TransformerEncoderLayer
-from tests.reference import pad, random_maps, smooth
+from enact import ClusteredAttention, EntropyClustering, TransformerEncoder, TransformerEncoderLayer
+from tests.reference import CLUSTERINGS, pad, random_maps, smooth
 
 both = pytest.mark.parametrize("clustering", CLUSTERINGS)
 

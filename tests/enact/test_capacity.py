@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from enact import CLUSTERINGS, ClusteredAttention, EntropyClustering
+from enact import ClusteredAttention, EntropyClustering
 from enact.clustering import AutoCapacity
-from tests.reference import pad, random_maps
+from tests.reference import CLUSTERINGS, pad, random_maps
 from tests.synchronisations import Synchronisations
 
 both = pytest.mark.parametrize("clustering", CLUSTERINGS)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from enact import CLUSTERINGS, EntropyClustering
+from enact import EntropyClustering
 from enact.clustering import cluster
-from tests.reference import pad, random_maps, random_sizes, reference_clusters
+from tests.reference import CLUSTERINGS, pad, random_maps, random_sizes, reference_clusters
 
 both = pytest.mark.parametrize("clustering", CLUSTERINGS)
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from enact import CLUSTERINGS, TransformerEncoder, TransformerEncoderLayer, patch
-from tests.reference import pad, random_maps, random_sizes
+from enact import TransformerEncoder, TransformerEncoderLayer, patch
+from tests.reference import CLUSTERINGS, pad, random_maps, random_sizes
 
 all_three = pytest.mark.parametrize("clustering", [*CLUSTERINGS, "none"])
 both_norms = pytest.mark.parametrize("normalize_before", [False, True], ids=["post-norm", "pre-norm"])

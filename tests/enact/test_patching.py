@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 import enact
-from enact import CLUSTERINGS, ClusteredAttention, EntropyClustering
+from enact import ClusteredAttention, EntropyClustering
+from tests.reference import CLUSTERINGS
 
 
 def encoder(norm_first=False):

@@ -65,8 +65,29 @@ def test_clusters_are_those_of_the_walked_sequence(scan):
 
 
 def test_a_map_without_a_size_is_square():
-    """As hosts such as ViTs have it; other lengths are refused in one sentence."""
-    module = EntropyClustering(8, scan="band")
-    assert module(torch.randn(1, 16, 8)).index.shape == (1, 16)
+    """As hosts such as ViTs have it, unless they were told another; other lengths are refused in one sentence."""
+    module, key = EntropyClustering(8, scan="band"), torch.randn(1, 16, 8)
+    assert module(key).index.shape == (1, 16)
     with pytest.raises(ValueError, match="feature_size"):
         module(torch.randn(1, 15, 8))
+    expected = module(key, feature_size=(2, 8)).index
+    assert not torch.equal(module(key).index, expected)
+    module.feature_size = (2, 8)
+    assert torch.equal(module(key).index, expected)
+
+
+def test_the_better_regions_are_regions_along_bands_that_count_as_their_pixels():
+    """What "region+" names, and that an option goes before it."""
+    key, options = torch.randn(1, 12, 8), {"smoothing_sigma": 1.0}
+    found = {}
+    for name, others in {
+        "region+": {},
+        "region": {"scan": "band", "size_bias": True},
+        "region+ ": {"scan": "raster", "size_bias": False},
+        "region ": {},
+    }.items():
+        torch.manual_seed(0)
+        found[name] = EntropyClustering(8, name.strip(), **options, **others)(key, feature_size=(3, 4))
+    assert torch.equal(found["region+"].index, found["region"].index) and torch.equal(found["region+"].bias, found["region"].bias)
+    assert torch.equal(found["region+ "].index, found["region "].index) and found["region+ "].bias is found["region "].bias is None
+    assert not torch.equal(found["region+"].index, found["region "].index)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .information import mean_length_of_noise, self_information, smooth_and_bend
 from .scans import SCANS, places
 
-CLUSTERINGS = ("region", "window")
+CLUSTERINGS = ("region", "region+", "window")
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,19 @@ class EntropyClustering(nn.Linear):
 
     Args:
         embed_dim: d.
-        clustering: "region", the paper's clusters of equal sign of the second derivative; or "window", equal windows of the mean
-            region length, as in the authors' released code.
+        clustering: "region", the paper's clusters of equal sign of the second derivative; "region+", the same along bands of rows
+            and with a size bias, which loses less; or "window", equal windows of the mean region length, as in the authors'
+            released code.
         smoothing_sigma: standard deviation of the Gaussian, in pixels of the sequence.
         capacity: None: M is the largest number of clusters in the batch, which costs one device synchronisation. A number, or
             "auto" for :class:`AutoCapacity`: M is that, whatever the images hold, and nothing waits; the surplus joins the last
             cluster. For ``torch.compile(fullgraph=True)``, CUDA graphs, ``torch.export`` and ONNX.
         scan: the order in which the pixels are smoothed and cut: "raster", row by row, as the paper; or "serpentine", "band" or
-            "hilbert", see :mod:`enact.scans`.
+            "hilbert", see :mod:`enact.scans`. None: "band" for "region+", else "raster".
         band: rows of a band of ``scan="band"``; None: the side of a square of 2 sigma pixels, rounded up.
-        size_bias: add the logarithm of a cluster's number of pixels to its logits, so that it counts as its pixels together.
+        size_bias: add the logarithm of a cluster's number of pixels to its logits, so that it counts as its pixels together. None:
+            for "region+" alone.
+        feature_size: H, W of the map where the forward pass is not told, as in plugged-in models; None: the map is square.
 
     Raises:
         ValueError: an option has an impossible value.
@@ -123,9 +126,10 @@ class EntropyClustering(nn.Linear):
         clustering: str = "region",
         smoothing_sigma: float = 3.0,
         capacity: int | Literal["auto"] | None = None,
-        scan: str = "raster",
+        scan: str | None = None,
         band: int | None = None,
-        size_bias: bool = False,
+        size_bias: bool | None = None,
+        feature_size: tuple[int, int] | None = None,
         device=None,
         dtype=None,
     ):
@@ -135,30 +139,31 @@ class EntropyClustering(nn.Linear):
             raise ValueError(f"smoothing_sigma must be at least 1 pixel, not {smoothing_sigma}")
         if capacity not in (None, "auto") and not (isinstance(capacity, int) and capacity >= 1):
             raise ValueError(f'capacity must be None, "auto" or at least 1 cluster, not {capacity!r}')
-        if scan not in SCANS:
+        if scan not in (None, *SCANS):
             raise ValueError(f"scan must be one of {', '.join(SCANS)}, not {scan!r}")
         super().__init__(embed_dim, 1, device=device, dtype=dtype)
-        self.scan, self.size_bias = scan, size_bias
-        self.band = band or math.ceil((2 * smoothing_sigma) ** 0.5)
-        self.clustering = clustering
+        better = clustering == "region+"
+        self.clustering = clustering.removesuffix("+")
         self.smoothing_sigma = smoothing_sigma
+        self.scan = scan or ("band" if better else "raster")
+        self.band = band or math.ceil((2 * smoothing_sigma) ** 0.5)
+        self.size_bias = better if size_bias is None else size_bias
+        self.feature_size = feature_size
         self.capacity = capacity
-        self._auto = AutoCapacity(clustering, smoothing_sigma)
+        self._auto = AutoCapacity(self.clustering, smoothing_sigma)
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        options = f"clustering={self.clustering!r}, smoothing_sigma={self.smoothing_sigma}, capacity={self.capacity!r}"
-        return f"{super().extra_repr()}, {options}"
+        names = ("clustering", "smoothing_sigma", "capacity", "scan", "band", "size_bias")
+        return ", ".join([super().extra_repr(), *(f"{name}={getattr(self, name)!r}" for name in names)])
 
-    def forward(
-        self, key: Tensor, key_padding_mask: Tensor | None = None, feature_size: tuple[int, int] | None = None
-    ) -> Clusters:
+    def forward(self, key: Tensor, key_padding_mask: Tensor | None = None, feature_size: tuple[int, int] | None = None) -> Clusters:
         """Clusters the pixels of key (B, N, d), positional encodings included; key_padding_mask (B, N) bool, True = padding.
 
-        feature_size: H, W of the map whose N pixels they are, for a ``scan`` other than "raster"; without, the map is square.
+        feature_size: H, W of the map whose N pixels they are, which a ``scan`` other than "raster" needs.
 
         The decisions are made in float32 at least, also under autocast: in 8 bits of mantissa the second derivative is noise.
         """
@@ -174,7 +179,7 @@ class EntropyClustering(nn.Linear):
 
     def _places(self, key: Tensor, key_padding_mask: Tensor | None, feature_size: tuple[int, int] | None) -> Tensor:
         batch, n, _ = key.shape
-        height, width = feature_size or (math.isqrt(n), math.isqrt(n))
+        height, width = feature_size or self.feature_size or (math.isqrt(n), math.isqrt(n))
         if height * width != n:
             raise ValueError(f"scan={self.scan!r} needs the feature_size of these {n} pixels, or a square map")
         if key_padding_mask is None:

@@ -71,9 +71,7 @@ def _hilbert(x: Tensor, y: Tensor, w: Tensor, h: Tensor) -> Tensor:
         third_of_three = ~long & (side < half_b) & (along >= half_a)
         second_of_three = ~long & (side >= half_b)
         before = (
-            second_of_two * half_a * b
-            + second_of_three * half_a * half_b
-            + third_of_three * (half_a * half_b + a * (b - half_b))
+            second_of_two * half_a * b + second_of_three * half_a * half_b + third_of_three * (half_a * half_b + a * (b - half_b))
         )
         # Where the part is entered: behind the half; of the third, at its far end, next to where the second was left.
         dx = second_of_two * half_ax + second_of_three * half_bx + third_of_three * (ax - ax.sign() + half_bx - bx.sign())

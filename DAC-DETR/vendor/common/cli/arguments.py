@@ -186,9 +186,10 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
     group = parser.add_argument_group("ENACT")
     group.add_argument(
         "--clustering",
-        choices=("region", "window", "none"),
+        choices=("region", "region+", "window", "none"),
         default="region",
-        help="the paper's regions, the released code's windows, or the plain detector (default: %(default)s)",
+        help="the paper's regions, the same with --scan band and --size_bias, the released code's windows, or the plain detector "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--smoothing_sigma",
@@ -199,13 +200,12 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
     group.add_argument(
         "--scan",
         choices=("raster", "serpentine", "band", "hilbert"),
-        default="raster",
         help="order in which pixels are smoothed and cut: row by row as in the paper, there and back, in bands of rows walked "
-        "column by column, or along a Hilbert curve (default: %(default)s)",
+        "column by column, or along a Hilbert curve (default: raster; of region+ band)",
     )
     group.add_argument("--band", type=number(int, 1), metavar="ROWS", help="of --scan band (default: follows sigma)")
     group.add_argument(
-        "--size_bias", action=BooleanOptionalAction, default=False, help="a cluster counts as its pixels together (default: off)"
+        "--size_bias", action=BooleanOptionalAction, help="a cluster counts as its pixels together (default: off; of region+ on)"
     )
     group.add_argument(
         "--capacity",
