@@ -1,10 +1,12 @@
-"""Draws the pictures of `images/` from a trained demo: the framework of ENACT, and a sheet of the demo's detections.
+"""Draws the pictures of `images/` from a trained demo: the framework of ENACT, clusters by scan, and a sheet of detections.
 
 `make demo` trains it; `make figures`, or `python tools/figures.py --checkpoint CKPT`, then draws.
 """
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -13,50 +15,85 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from benchmarks.lib.models import trained
+from benchmarks.lib.models import Loaded, trained
+from benchmarks.quality.fidelity_variants import Variant, cutting
 from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import Parser, number
 from common.data.shapes_drawing import draw_image
 from common.errors import UserError
-from common.models.checkpoint import load_model
 from common.output.drawing import save_image
 from common.output.panels import contact_sheet
 from common.predictor import batch_of
+from enact.scans import SCANS, places
+from tools.detectors import CLUSTERED
 from tools.framework_figure import Observation, draw_framework
+from tools.scans_figure import draw_scans
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "runs" / "demo" / "checkpoint.pth"
 PICTURES, COLUMNS, WIDTH = 6, 2, 1600
-FIGURED = ("DETR-ENACT", "Conditional-DETR-ENACT")  # row-column decoupled attention has no N x N matrix to show
+EVERY_PIXEL = Variant("", (), lambda pixels, clusters, generator: torch.arange(pixels))  # a cluster for itself
+
+
+class Weights(TorchFunctionMode):
+    """While it lasts, keeps the attention weights of the last ``scaled_dot_product_attention``: (B, h, L, N) in ``last``."""
+
+    def __torch_function__(self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.last = self._weights(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
+
+    @staticmethod
+    def _weights(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: None = None, dropout_p: float = 0.0, scale: float | None = None
+    ) -> torch.Tensor:
+        return (q @ k.transpose(-2, -1) * (scale or q.shape[-1] ** -0.5)).softmax(-1)
+
+
+def restored(checkpoint: Path, layer: int, **changes: Any) -> tuple[Loaded, nn.Module]:
+    """A trained detector, with other options where some are named, and the attention of an encoder layer."""
+    saved = load_checkpoint(checkpoint)
+    if saved.get("detector") not in CLUSTERED or saved["args"]["clustering"] != "region":
+        raise UserError(f"{checkpoint} is not of {' or '.join(CLUSTERED)} with --clustering region: pass `make demo`'s")
+    loaded = trained(saved, checkpoint, CLUSTERED, torch.device("cpu"), changes)
+    attentions = [m for m in loaded.model.modules() if hasattr(m, "W_prob")]
+    if layer >= len(attentions):
+        raise UserError(f"--layer {layer}, but the encoder of {checkpoint} has {len(attentions)} layers, counted from 0")
+    return loaded, attentions[layer]
 
 
 @torch.no_grad()
 def observe(checkpoint: Path, image: np.ndarray, layer: int) -> Observation:
     """Runs a trained detector on an image (H, W, 3), uint8 RGB, of which no side is scaled, and looks into an encoder layer."""
-    saved = load_checkpoint(checkpoint)
-    if saved.get("detector") not in FIGURED or saved["args"]["clustering"] != "region":
-        raise UserError(f"{checkpoint} is not of {' or '.join(FIGURED)} with --clustering region: pass `make demo`'s")
-    loaded = trained(saved, checkpoint, FIGURED, torch.device("cpu"), {})
-    layers = loaded.model.transformer.encoder.layers
-    if layer >= len(layers):
-        raise UserError(f"--layer {layer}, but the encoder of {checkpoint} has {len(layers)} layers, counted from 0")
-    attention = layers[layer].self_attn
-
-    inputs = []
-    handle = attention.register_forward_pre_hook(lambda module, given: inputs.extend(given))
-    height, width = image.shape[:2]
-    records, outputs = loaded.observe(batch_of([Image.fromarray(image)], min(height, width)))
+    loaded, attention = restored(checkpoint, layer)
+    calls = []
+    handle = attention.register_forward_pre_hook(lambda module, *given: calls.append(given), with_kwargs=True)
+    records, outputs = loaded.observe(batch_of([Image.fromarray(image)], min(image.shape[:2])))
     handle.remove()
-    size, clusters = outputs["feature_size"], list(records.values())[layer]
+    [(given, options)], clusters = calls, list(records.values())[layer]
+    with Weights() as clustered:
+        attention(*given, **options)
+    with Weights() as plain, cutting(EVERY_PIXEL, torch.Generator()):
+        attention(*given, **options)
+    maps = (values[0].reshape(outputs["feature_size"]) for values in (clusters.information, clusters.smoothed, clusters.index))
+    weights = (found.last[0].mean(0) for found in (plain, clustered))
+    return Observation(image, *(values.numpy() for values in (*maps, *weights)))
 
-    plain = nn.MultiheadAttention(attention.embed_dim, attention.num_heads, batch_first=True)
-    load_model(plain, {name: value for name, value in attention.state_dict().items() if "W_prob" not in name}, checkpoint)
-    of_keys = attention(*inputs)[1][0]
-    # A cluster's weight is spread over its keys by shares that sum to one.
-    of_clusters = of_keys.new_zeros(len(of_keys), clusters.size).index_add(1, clusters.index[0], of_keys)
-    maps = (values[0].reshape(size).numpy() for values in (clusters.information, clusters.smoothed, clusters.index))
-    return Observation(image, *maps, plain(*inputs)[1][0].numpy(), of_clusters.numpy())
+
+@torch.no_grad()
+def clusters_by_scan(checkpoint: Path, image: np.ndarray, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each order of the pixels the cluster of each, and its place in the walk: (h, w) each."""
+    found = {}
+    for scan in SCANS:
+        loaded, attention = restored(checkpoint, layer, scan=scan)
+        records, outputs = loaded.observe(batch_of([Image.fromarray(image)], min(image.shape[:2])))
+        size = outputs["feature_size"]
+        place = places(scan, torch.zeros(1, *size, dtype=torch.bool), attention.W_prob.band)
+        found[scan] = list(records.values())[layer].index.view(size).numpy(), place.view(size).numpy()
+    return found
 
 
 def draw_detections_sheet(pictures: Path) -> np.ndarray:
@@ -82,14 +119,19 @@ def run(argv: list[str]) -> None:
         raise UserError(f"the checkpoint {args.checkpoint} does not exist: run `make demo` first")
     sheet = draw_detections_sheet(args.checkpoint.parent / "pictures")
     image = cv2.cvtColor(draw_image(0, "val", args.image, args.image_size)[0], cv2.COLOR_BGR2RGB)
-    figure = draw_framework(observe(args.checkpoint, image, args.layer))
+    found = clusters_by_scan(args.checkpoint, image, args.layer)
+    figures = {
+        "enact_framework.png": draw_framework(observe(args.checkpoint, image, args.layer)),
+        "scans.png": draw_scans(image, *({scan: pair[i] for scan, pair in found.items()} for i in range(2))),
+    }
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.output / "enact_framework.png")
+        for name, figure in figures.items():
+            figure.savefig(args.output / name)
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written ({error.strerror}): choose another folder") from error
     save_image(args.output / "demo_detections.png", sheet)
-    print(f"written: {args.output / 'enact_framework.png'}, {args.output / 'demo_detections.png'}")
+    print(f"written: {', '.join(str(args.output / name) for name in (*figures, 'demo_detections.png'))}")
 
 
 def main(argv: list[str]) -> int:

@@ -12,15 +12,15 @@ from tools.detectors import DETECTORS, options
 from tools.framework_figure import CONCAVE, borders, busiest_rows, cluster_colours
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """An untrained demo."""
-    args = options("DETR-ENACT", ["--demo"])
+@pytest.fixture(scope="module", params=["DETR-ENACT", "Anchor-DETR-ENACT"])
+def checkpoint(request, tmp_path_factory) -> Path:
+    """An untrained demo, with ordinary attention or with row-column decoupled attention."""
+    args = options(request.param, ["--demo"])
     torch.manual_seed(0)
-    model = DETECTORS["DETR-ENACT"].build_model(args, 7, False)
+    model = DETECTORS[request.param].build_model(args, 7, False)
     path = tmp_path_factory.mktemp("demo") / "checkpoint.pth"
     kept = {"clustering": args.clustering} | {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str))}
-    torch.save({"model": model.state_dict(), "args": kept, "num_classes": 7, "detector": "DETR-ENACT"}, path)
+    torch.save({"model": model.state_dict(), "args": kept, "num_classes": 7, "detector": request.param}, path)
     (path.parent / "pictures").mkdir()
     cv2.imwrite(str(path.parent / "pictures" / "1.png"), np.zeros((40, 80, 3), np.uint8))
     return path
@@ -39,11 +39,12 @@ def test_the_figure_shows_what_the_layer_computes(checkpoint):
     assert not np.allclose(observation.index, figures.observe(checkpoint, image, 0).index)
 
 
-def test_both_pictures_are_written_to_the_output_folder(checkpoint, tmp_path):
-    """`make figures` leaves the two pictures at the width of a README."""
+def test_pictures_are_written_to_the_output_folder(checkpoint, tmp_path):
+    """`make figures` leaves them at the width of a README."""
     assert figures.main(["--checkpoint", str(checkpoint), "--image_size", "96", "--output", str(tmp_path / "new")]) == 0
     assert {p.name: cv2.imread(str(p)).shape[1] for p in (tmp_path / "new").iterdir()} == {
         "enact_framework.png": 1600,
+        "scans.png": 1600,
         "demo_detections.png": 1600,
     }
 
