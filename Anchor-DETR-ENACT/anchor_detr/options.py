@@ -29,4 +29,14 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-DEMO_OPTIONS: dict[str, Any] = DEMO | {"num_query_position": 40, "num_query_pattern": 1, "smoothing_sigma": 3.0}
+DEMO_OPTIONS: dict[str, Any] = DEMO | {
+    "num_query_position": 40,
+    "num_query_pattern": 1,
+    "smoothing_sigma": 3.0,
+    "batch_size": 4,
+    "lr": 2e-4,
+    "lr_backbone": 3e-4,
+    "epochs": 10,
+    "lr_drop": 7,
+    "eval_every": 2,
+}
