@@ -41,10 +41,11 @@ class Demo:
         return self.folder / "checkpoint.pth"
 
     def log(self) -> dict[int, list[float]]:
-        """Epoch -> COCO's 12 numbers, of the epochs that are done."""
+        """Epoch -> COCO's 12 numbers, of the epochs that are done and were evaluated."""
         path = self.folder / "log.txt"
         records = read_log(path) if path.is_file() else {}
-        return {epoch: record["test_coco_eval_bbox"] for epoch, record in records.items() if epoch < self.epochs}
+        key = "test_coco_eval_bbox"
+        return {epoch: record[key] for epoch, record in records.items() if epoch < self.epochs and key in record}
 
     def done(self) -> bool:
         return self.epochs - 1 in self.log()
