@@ -29,12 +29,14 @@ class Demo:
         options: beside ``--demo``.
         epochs: how long it takes.
         folder: where it is kept.
+        start: options for its beginning alone, such as the weights that it starts from.
     """
 
     detector: str
     options: tuple[str, ...]
     epochs: int
     folder: Path
+    start: tuple[str, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -55,8 +57,7 @@ class Demo:
         command = [sys.executable, str(ROOT / self.detector / "main.py"), "--demo", *self.options]
         command += ["--epochs", str(self.epochs), "--device", device, "--coco_path", str(coco_path)]
         command += ["--output_dir", str(self.folder)]
-        if self.checkpoint.is_file():
-            command += ["--resume", str(self.checkpoint)]
+        command += ["--resume", str(self.checkpoint)] if self.checkpoint.is_file() else self.start
         run_quietly(command, f"the run {self.folder}")
         if not self.done():
             raise UserError(f"the run {self.folder} failed: its log lacks the last epoch: remove the folder")

@@ -210,12 +210,12 @@ def _number(value: float, spread: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if spread is None else f" \u00b1 {spread:.{digits}f}")
 
 
-def demos(args: Namespace, coco_path: Path) -> list[str]:
+def plain_demos(detectors: list[str], task: str, args: Namespace) -> list[str]:
     """The checkpoints of the plain demos that ``accuracy.py`` keeps, trained where they are missing."""
-    argv = ["--clustering", "none", "--sigmas", "--seeds", str(DEMO_SEED), "--task", args.task, "--detector", *args.detector]
+    argv = ["--clustering", "none", "--sigmas", "--seeds", str(DEMO_SEED), "--task", task, "--detector", *detectors]
     chosen = accuracy.parse(argv + ["--quick"] * args.quick)
     plain = [run.demo(chosen.runs) for run in accuracy.plan(chosen)]
-    train_all(plain, chosen.jobs, args.device, coco_path)
+    train_all(plain, chosen.jobs, args.device, args.coco_path)
     return [str(demo.checkpoint) for demo in plain]
 
 
@@ -242,7 +242,7 @@ def run(argv: list[str]) -> None:
     records = []
     if not args.checkpoint:
         args.coco_path = shapes(args.task, args.quick)
-    for source in args.checkpoint or demos(args, args.coco_path):
+    for source in args.checkpoint or plain_demos(args.detector, args.task, args):
         records.append(summarise(measure(source, args, device)))
         print("\n" + table(records[-1]), flush=True)
     seeds = f"seed{'s' * (len(args.seeds) > 1)} {', '.join(map(str, args.seeds))}"

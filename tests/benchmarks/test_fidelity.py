@@ -1,4 +1,5 @@
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -131,7 +132,7 @@ def test_without_a_checkpoint_the_plain_demos_of_the_accuracy_are_taken(task, mo
     """They are trained once for both, by the same options in the same folders."""
     trained = []
     monkeypatch.setattr(fidelity, "train_all", lambda demos, jobs, device, coco_path: trained.append((demos, coco_path)))
-    found = fidelity.demos(fidelity.parse(["--task", task, "--detector", "DETR-ENACT", "--device", "cpu"]), Path("data"))
+    found = fidelity.plain_demos(["DETR-ENACT"], task, Namespace(quick=False, device="cpu", coco_path=Path("data")))
     chosen = accuracy.parse(["--task", task, "--seeds", "42"])
     runs = [run.demo(chosen.runs) for run in accuracy.plan(chosen) if (run.detector, run.clustering) == ("DETR-ENACT", "none")]
     assert trained == [(runs, Path("data"))] and found == [str(demo.checkpoint) for demo in runs]
