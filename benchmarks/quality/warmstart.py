@@ -4,10 +4,10 @@
     python benchmarks/quality/warmstart.py --checkpoint CKPT...    # of plain detectors
     python benchmarks/quality/warmstart.py --quick
 
-**As it is**: ``python <folder>/main.py --eval --resume CKPT --clustering ...``. **Fine-tuned**: ``--finetune CKPT`` in the place of
-``--resume``, for ``--epochs`` at a tenth of the demo's learning rates, those that its training ends with. The probability layers are
-new; each of ``--seeds`` draws them, and the order of the images. ``none`` is fine-tuned as well, and tells what the further training
-gives without any clustering. Runs are kept in ``--runs``, and finished ones are not repeated.
+**As it is**: ``python <folder>/main.py --eval --resume CKPT --clustering ...``. **Fine-tuned**: ``--finetune CKPT`` in the place
+of ``--resume``, for ``--epochs`` at a tenth of the demo's learning rates, those that its training ends with. The probability
+layers are new; each of ``--seeds`` draws them, and the order of the images. ``none`` is fine-tuned as well, and tells what the
+further training gives without any clustering. Runs are kept in ``--runs``, and finished ones are not repeated.
 """
 
 import json

@@ -8,7 +8,7 @@ The methods share one set of weights and run in one process, in turn, so that a 
 - plain: the detector's own attention, by ``scaled_dot_product_attention`` as PyTorch chooses its kernel;
 - plain math: the same with the kernel that materialises the N x N matrix, as the paper's baselines did; left out where the matrix
   does not fit into the memory;
-- region, window: the detector's clustered attention;
+- region, region+, window: the detector's clustered attention;
 - window loop: the simplest implementation of window, a Python loop over the images (``window_loop.py``), of multi-head attention.
 
 ``--detector`` chooses the layer: DETR and Conditional DETR have the same one, Anchor DETR has row-column decoupled attention, which
@@ -52,7 +52,7 @@ from enact import record
 from tools.detectors import options
 
 NAME = "speed/attention"
-STYLES = dict(zip(METHODS, ((GREY, "o-"), (PURPLE, "D--"), (BLUE, "s-"), (VERMILION, "^-"), (GREEN, "v--"))))
+STYLES = dict(zip(METHODS, ((GREY, "o-"), (PURPLE, "D--"), (BLUE, "s-"), (GREEN, "P-"), (VERMILION, "^-"), ("0.6", "v--"))))
 MEASURES = {  # title, unit, and the factor from seconds or bytes to it
     "forward": ("forward", "ms", 1e3),
     "forward_backward": ("forward + backward", "ms", 1e3),

@@ -20,7 +20,8 @@ from benchmarks.speed.window_loop import WindowLoop
 from common.models.positions import PositionEmbeddingSine, sine_embedding
 from enact import ClusteredAttention
 
-PLAIN, MATH, REGION, WINDOW, LOOP = METHODS = ("plain", "plain math", "region", "window", "window loop")
+PLAIN, MATH, REGION, PLUS, WINDOW, LOOP = METHODS = ("plain", "plain math", "region", "region+", "window", "window loop")
+CLUSTERED = REGION, PLUS, WINDOW
 DECOUPLED = "Anchor-DETR-ENACT"
 
 
@@ -54,11 +55,11 @@ def _multi_head(args: Namespace, height: int, width: int, device: torch.device) 
     """Multi-head attention of DETR and Conditional DETR: query = key = features + positions, value = features."""
     positions = PositionEmbeddingSine(args.hidden_dim)(_no_padding(args, height, width, device)).flatten(1, 2)
     plain = nn.MultiheadAttention(args.hidden_dim, args.nheads, batch_first=True, device=device)
-    sigma = {"smoothing_sigma": args.smoothing_sigma}
-    region, window = (ClusteredAttention.from_attention(plain, clustering=c, **sigma) for c in (REGION, WINDOW))
-    _share(region.W_prob, window.W_prob)
+    how = {"smoothing_sigma": args.smoothing_sigma, "feature_size": (height, width)}
+    clustered = {c: ClusteredAttention.from_attention(plain, clustering=c, **how) for c in CLUSTERED}
     prob = nn.Linear(args.hidden_dim, 1, device=device)
-    _share(region.W_prob, prob)
+    for module in clustered.values():
+        _share(prob, module.W_prob)
 
     def method(module: nn.Module) -> Method:
         def attend(features: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def _multi_head(args: Namespace, height: int, width: int, device: torch.device) 
 
         return Method(module, attend)
 
-    modules = {PLAIN: plain, REGION: region, WINDOW: window, LOOP: WindowLoop(plain, prob, args.smoothing_sigma)}
+    modules = {PLAIN: plain, **clustered, LOOP: WindowLoop(plain, prob, args.smoothing_sigma)}
     return {name: method(module) for name, module in modules.items()}
 
 
@@ -78,12 +79,12 @@ def _decoupled(args: Namespace, height: int, width: int, device: torch.device) -
     row, col = sine_embedding(across, args.hidden_dim)[None, None], sine_embedding(down, args.hidden_dim)[None, :, None]
     plain = RCDA(args.hidden_dim, args.nheads).to(device)
     modules = {PLAIN: plain}
-    for clustering in (REGION, WINDOW):
+    for clustering in CLUSTERED:
         rcda = ClusteredRCDA(args.hidden_dim, args.nheads, clustering, smoothing_sigma=args.smoothing_sigma)
         modules[clustering] = rcda.to(device)
         modules[clustering].in_proj_weight, modules[clustering].in_proj_bias = plain.in_proj_weight, plain.in_proj_bias
         modules[clustering].out_proj = plain.out_proj
-    _share(modules[REGION].W_prob, modules[WINDOW].W_prob)
+        _share(modules[REGION].W_prob, modules[clustering].W_prob)
 
     def method(module: nn.Module) -> Method:
         def attend(features: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from common.data.loading import Batch
 from enact import Clusters
 
 NAME = "speed/shares"
-METHODS = (("none", "math"), ("none", "fused"), ("window", "fused"), ("region", "fused"))
+METHODS = (("none", "math"), ("none", "fused"), ("window", "fused"), ("region", "fused"), ("region+", "fused"))
 MODULES = {  # part -> the names of its modules, inner parts before those that contain them
     "clustering": r"W_prob$",
     "encoder attention": r"encoder.*\.self_attn$",
