@@ -1,5 +1,5 @@
 # `make` lists the targets. Every variable of the first block can be given: make demo DETECTOR=Anchor-DETR-ENACT
-DETECTOR ?= Conditional-DETR-ENACT
+DETECTOR ?= Anchor-DETR-ENACT
 PYTHON   ?= python3
 VENV     ?= .venv
 JOBS     ?= 2

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cv2
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -35,6 +36,7 @@ from tools.scans_figure import draw_scans
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "runs" / "demo" / "checkpoint.pth"
 PICTURES, COLUMNS, WIDTH = 6, 2, 1600
+NAMES = ("demo_detections", "enact_framework", "scans")
 EVERY_PIXEL = Variant("", (), lambda pixels, clusters, generator: torch.arange(pixels))  # a cluster for itself
 
 
@@ -107,9 +109,20 @@ def draw_detections_sheet(pictures: Path) -> np.ndarray:
     return cv2.resize(sheet, size, interpolation=cv2.INTER_AREA)
 
 
+def draw(name: str, checkpoint: Path, image: np.ndarray, layer: int) -> Figure | np.ndarray:
+    """One of the pictures of `images/`."""
+    if name == "demo_detections":
+        return draw_detections_sheet(checkpoint.parent / "pictures")
+    if name == "enact_framework":
+        return draw_framework(observe(checkpoint, image, layer))
+    found = clusters_by_scan(checkpoint, image, layer)
+    return draw_scans(image, *({scan: pair[i] for scan, pair in found.items()} for i in range(2)))
+
+
 def run(argv: list[str]) -> None:
     parser = Parser(prog="tools/figures.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, default=DEMO, help="of a demo, its pictures beside it (default: runs/demo's)")
+    parser.add_argument("--draw", nargs="+", choices=NAMES, default=NAMES, help="default: all")
     parser.add_argument("--image", type=number(int, 0), default=6, help="index in the shapes' val split (default: %(default)s)")
     parser.add_argument("--image_size", type=number(int, 64), default=256, help="its longer side (default: %(default)s)")
     parser.add_argument("--layer", type=number(int, 0), default=1, help="of the encoder, from 0 (default: %(default)s)")
@@ -117,21 +130,15 @@ def run(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.checkpoint.is_file():
         raise UserError(f"the checkpoint {args.checkpoint} does not exist: run `make demo` first")
-    sheet = draw_detections_sheet(args.checkpoint.parent / "pictures")
     image = cv2.cvtColor(draw_image(0, "val", args.image, args.image_size)[0], cv2.COLOR_BGR2RGB)
-    found = clusters_by_scan(args.checkpoint, image, args.layer)
-    figures = {
-        "enact_framework.png": draw_framework(observe(args.checkpoint, image, args.layer)),
-        "scans.png": draw_scans(image, *({scan: pair[i] for scan, pair in found.items()} for i in range(2))),
-    }
+    pictures = {args.output / f"{name}.png": draw(name, args.checkpoint, image, args.layer) for name in args.draw}
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(args.output / name)
+        for path, picture in pictures.items():
+            picture.savefig(path) if isinstance(picture, Figure) else save_image(path, picture)
     except OSError as error:
         raise UserError(f"--output {args.output} cannot be written ({error.strerror}): choose another folder") from error
-    save_image(args.output / "demo_detections.png", sheet)
-    print(f"written: {', '.join(str(args.output / name) for name in (*figures, 'demo_detections.png'))}")
+    print(f"written: {', '.join(map(str, pictures))}")
 
 
 def main(argv: list[str]) -> int:
