@@ -1,4 +1,4 @@
-# `make` lists the targets. Every variable of the first block can be given: make demo DETECTOR=Anchor-DETR-ENACT
+# `make` lists the targets. Every variable of the first block can be given: make demo DETECTOR=DETR-ENACT
 DETECTOR ?= Anchor-DETR-ENACT
 PYTHON   ?= python3
 VENV     ?= .venv
@@ -11,7 +11,7 @@ TESTS     := tests $(patsubst %/main.py,%/tests,$(wildcard */main.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu data vendor figures lint $(TESTS)
+.PHONY: help demo test test-gpu data vendor figures tables lint $(TESTS)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ vendor: ## copy common/ (and enact/ where used) into every detector's vendor/
 
 figures: $(STAMP) ## draw the figures of images/ anew
 	$(RUN) tools/figures.py
+
+tables: ## write the tables of the Markdown files anew from benchmarks/results
+	$(PYTHON) tools/tables.py
 
 lint: $(STAMP) ## check the style with ruff
 	$(RUN) -m ruff check

@@ -19,7 +19,7 @@ SMALL = ["--hidden_dim", "16", "--nheads", "2", "--device", "cpu"]
 
 @pytest.mark.parametrize(("detector", "variant", "left_out"), [("DETR-ENACT", "", ()), ("Anchor-DETR-ENACT", "-rcda", (LOOP,))])
 def test_the_attention_benchmark_runs_from_anywhere_and_writes_numbers_and_chart(detector, variant, left_out, tmp_path):
-    """The command of the README works as it stands, outside the repository too, and its file holds what the table shows."""
+    """The command of the docs works as it stands, outside the repository too, and its file holds what the table shows."""
     output = tmp_path / "results"
     arguments = [*SMALL, "--detector", detector, "--lengths", "40", "96", "--repeats", "2", "--output", str(output)]
     command = [sys.executable, str(ROOT / "benchmarks" / "speed" / "attention.py"), *arguments]

@@ -37,7 +37,7 @@ def test_every_pixel_has_a_place_and_the_next_is_a_neighbour(scan):
 
 
 def test_a_band_is_walked_column_by_column():
-    """There and back, as the picture of the README shows it."""
+    """There and back, as `images/scans.png` shows it."""
     place = places("band", torch.zeros(1, 3, 4, dtype=torch.bool), 2).view(3, 4)
     assert place.tolist() == [[0, 3, 4, 7], [1, 2, 5, 6], [11, 10, 9, 8]]
 
