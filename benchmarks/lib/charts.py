@@ -10,7 +10,7 @@ from scipy.optimize import isotonic_regression
 
 from common.output.drawing import PALETTE
 
-GREY, BLUE, VERMILION, GREEN, PURPLE = "0.35", *(PALETTE[[6, 1, 3, 4]] / 255)  # the dark ones, for lines on white
+GREY, BLUE, VERMILION, GREEN, PURPLE, ORANGE = "0.35", *(PALETTE[[6, 1, 3, 4, 5]] / 255)  # the dark ones, for lines on white
 LABEL_HEIGHT = 9.5  # points between the baselines of two labels
 
 
@@ -31,8 +31,11 @@ def scaling_axes(axes: Axes, title: str, x: Sequence[float], x_label: str) -> No
     axes.set_axisbelow(True)
 
 
-def label_curves(axes: Axes, labels: Mapping[str, str]) -> None:
-    """Writes a label at the right end of every curve that ``labels`` names, in its colour, moved as little as keeps them apart."""
+def label_curves(axes: Axes, labels: Mapping[str, str], align: bool = False) -> None:
+    """Writes a label at the right end of every curve that ``labels`` names, in its colour, moved as little as keeps them apart.
+
+    Where the curves end at different places, ``align`` puts the labels below each other, right of the axes.
+    """
     figure = axes.figure
     FigureCanvasAgg(figure).draw()  # lays the figure out, so that heights in points are known
     curves = [line for line in axes.lines if line.get_label() in labels]
@@ -45,8 +48,8 @@ def label_curves(axes: Axes, labels: Mapping[str, str]) -> None:
         axes.annotate(
             labels[line.get_label()],
             line.get_xydata()[-1],
-            (9, place - ends[i]),
-            textcoords="offset points",
+            (1.01 if align else 9, place - ends[i]),
+            textcoords=("axes fraction" if align else "offset points", "offset points"),
             color=line.get_color(),
             fontsize=7.5,
             va="center",

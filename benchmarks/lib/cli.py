@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def save(
     content: dict[str, Any],
     *,
     figure: Figure | None = None,
+    further: Mapping[str, Figure] | None = None,
     variant: str = "",
 ) -> None:
     """Writes ``<script>[-<variant>]-<device>.json`` and ``.png`` and prints where.
@@ -85,6 +86,7 @@ def save(
         argv: the command line, for the ``command``.
         content: what was measured, beside the command, the date, the machine and the settings.
         figure: the chart, where there is one.
+        further: charts beside it, with what their files are called before the suffix: ``...-<device>-<name>.png``.
         variant: tells apart the files of runs that answer different questions.
     """
     general = ("device", "quick", "output")
@@ -96,16 +98,17 @@ def save(
         "settings": settings,
     }
     numbers = args.output / ("-".join(filter(None, (Path(name).name, variant, args.device))) + ".json")
-    chart = numbers.with_suffix(".png")
+    charts = {numbers.with_suffix(".png"): figure} if figure else {}
+    charts |= {numbers.with_name(f"{numbers.stem}-{name}.png"): chart for name, chart in (further or {}).items()}
     try:
         text = json.dumps(description | content, indent=1, default=os.fspath)
         text = text.replace(f"{ROOT}{os.sep}", "")  # paths as anybody has them
         numbers.write_text(text + "\n", encoding="utf-8")
-        if figure:
-            figure.savefig(chart)
+        for path, chart in charts.items():
+            chart.savefig(path)
     except OSError as error:
-        raise UserError(f"{numbers} and {chart.name} cannot be written ({error.strerror}): choose another --output") from error
-    print(f"\nwritten: {numbers}" + (f", {chart}" if figure else ""))
+        raise UserError(f"{numbers} and its charts cannot be written ({error.strerror}): choose another --output") from error
+    print(f"\nwritten: {', '.join(map(str, (numbers, *charts)))}")
 
 
 def main(name: str, run: Callable[[list[str]], None], argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -42,12 +43,16 @@ class Demo:
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pth"
 
-    def log(self) -> dict[int, list[float]]:
-        """Epoch -> COCO's 12 numbers, of the epochs that are done and were evaluated."""
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Epoch -> its line of the log, of the epochs that are done."""
         path = self.folder / "log.txt"
         records = read_log(path) if path.is_file() else {}
+        return {epoch: record for epoch, record in records.items() if epoch < self.epochs}
+
+    def log(self) -> dict[int, list[float]]:
+        """Epoch -> COCO's 12 numbers, of the epochs that are done and were evaluated."""
         key = "test_coco_eval_bbox"
-        return {epoch: record[key] for epoch, record in records.items() if epoch < self.epochs and key in record}
+        return {epoch: record[key] for epoch, record in self.records().items() if key in record}
 
     def done(self) -> bool:
         return self.epochs - 1 in self.log()

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.lib.charts import BLUE, GREY, VERMILION
 from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, save
 from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
+from benchmarks.lib.flops import ENCODER, SAMPLER, multiply_adds
 from benchmarks.lib.measure import machine, seconds
 from benchmarks.lib.models import shapes
-from benchmarks.speed.cost_flops import ENCODER, SAMPLER, multiply_adds
 from common.cli.arguments import number
 from common.cli.restore import restore
 from common.data.loading import build_dataset, collate

@@ -39,23 +39,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.charts import BLUE, GREEN, GREY, PURPLE, VERMILION
 from benchmarks.lib.cli import build_parser, complete, describe, main, save
+from benchmarks.lib.flops import PARTS, count_parameters, depends_on_data, multiply_adds
 from benchmarks.lib.measure import machine, peak_memory, seconds
+from benchmarks.lib.methods import METHODS
+from benchmarks.lib.tables import markdown
 from benchmarks.lib.workload import COCO_CLASSES, QUICK, build_batches, calibrate, image_sizes, size
-from benchmarks.speed.cost_flops import PARTS, count_parameters, multiply_adds
 from common.cli.arguments import number
 from common.models.model import DetectionModel
 from common.models.speed import set_tf32, speed_up
 from tools.detectors import CLUSTERED, DETECTORS, options
 
 NAME = "speed/cost"
-PROPOSALS = ["--with_box_refine", "--two_stage", "--eff_query_init", "--eff_specific_head"]
 VARIANTS = {  # detector -> name -> options
-    "Sparse-DETR": {
-        "Deformable DETR": [],
-        "Deformable DETR, top-k & BBR": PROPOSALS,
-        "Sparse DETR, \u03c1 = 0.1": [*PROPOSALS, "--use_enc_aux_loss", "--rho", "0.1"],
-        "Sparse DETR, \u03c1 = 0.3": [*PROPOSALS, "--use_enc_aux_loss", "--rho", "0.3"],
-    },
+    "Sparse-DETR": {method.name: [*method.options] for method in METHODS if method.detector == "Sparse-DETR"},
     "PnP-DETR": {
         f"PnP-DETR, {share}{name}": ["--sample_topk_ratio", value, *argv]
         for name, argv in {"": [], ", region": ["--clustering", "region"]}.items()
@@ -139,12 +135,11 @@ def inference(model: DetectionModel, images: Tensor, mask: Tensor) -> Callable[[
 
 def mean_gflops(model: DetectionModel, sizes: list[tuple[int, int]], recipe: Namespace) -> dict[str, float]:
     """Of each part and ``all``, the mean over images of these widths and heights."""
-    depends = any(getattr(recipe, name, "none") != "none" for name in ("clustering", "sampling"))
     means = dict.fromkeys(PARTS, 0.0)
     counts = Counter(sizes)
     for image, count in tqdm(counts.items(), desc="sizes", leave=False):
         images, mask, _ = build_batches([image], 1, recipe.image_size)[0].to(torch.device("cpu"))
-        for part, products in multiply_adds(model, images, mask, data_dependent=depends).items():
+        for part, products in multiply_adds(model, images, mask, data_dependent=depends_on_data(recipe)).items():
             means[part] += products * 1e-9 * count / len(sizes)
     return means | {"all": sum(means.values())}
 
@@ -163,10 +158,7 @@ def table(rows: list[dict]) -> str:
             cells += [f"{row['seconds_per_image']['1']:.3g}", *(f"{row['images_per_second'][str(n)]:.3g}" for n in BATCH_SIZES)]
             cells.append(f"{row['memory'] * 2**-20:.0f}")
         lines.append(cells)
-    first, *widths = (max(map(len, column)) for column in zip(*lines))
-    text = [f"| {cells[0]:{first}} | {' | '.join(f'{c:>{w}}' for c, w in zip(cells[1:], widths))} |" for cells in lines]
-    text.insert(1, f"| {'-' * first} | {' | '.join('-' * (w - 1) + ':' for w in widths)} |")
-    return "\n".join(text)
+    return markdown(lines)
 
 
 def draw(rows: list[dict], caption: str) -> Figure:

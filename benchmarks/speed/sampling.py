@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.charts import BLUE, GREY, VERMILION
 from benchmarks.lib.cli import build_parser, complete, describe, main, save
+from benchmarks.lib.flops import ENCODER, SAMPLER, count_multiply_adds
 from benchmarks.lib.measure import machine, peak_memory, seconds
 from benchmarks.lib.workload import size
-from benchmarks.speed.cost_flops import ENCODER, SAMPLER, count_multiply_adds
 from common.cli.arguments import number
 from common.models.positions import PositionEmbeddingSine
 from enact import TransformerEncoder, record

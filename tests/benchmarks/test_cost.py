@@ -7,9 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.lib.cli import main
-from benchmarks.lib.workload import COCO_CLASSES
-from benchmarks.speed import cost
-from benchmarks.speed.cost_flops import (
+from benchmarks.lib.flops import (
     BACKBONE,
     DECODER,
     ENCODER,
@@ -20,6 +18,8 @@ from benchmarks.speed.cost_flops import (
     count_parameters,
     multiply_adds,
 )
+from benchmarks.lib.workload import COCO_CLASSES
+from benchmarks.speed import cost
 from common.models.sampling import sample
 from tests.detector_runs import VARIANTS, tiny
 from tools.detectors import DETECTORS, options

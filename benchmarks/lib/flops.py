@@ -3,7 +3,7 @@
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from math import prod
@@ -92,6 +92,20 @@ def multiply_adds(model: nn.Module, images: Tensor, mask: Tensor, data_dependent
     model = deepcopy(model).cpu().requires_grad_(False).eval()
     with nullcontext() if data_dependent else FakeTensorMode(allow_non_fake_inputs=True):
         return count_multiply_adds(lambda: model(images.cpu(), mask.cpu()), model)
+
+
+def depends_on_data(args: Namespace) -> bool:
+    """Whether the sizes inside a detector with these options depend on what the images show."""
+    return any(getattr(args, name, "none") != "none" for name in ("clustering", "sampling"))
+
+
+def three_parts(products: Mapping[str, float]) -> dict[str, float]:
+    """Of the numbers of all parts: ``backbone``; ``encoder`` with PnP-DETR's sampler; ``decoder`` with the heads."""
+    return {
+        BACKBONE: products[BACKBONE],
+        ENCODER: products[SAMPLER] + products[ENCODER],
+        DECODER: products[DECODER] + products[HEADS],
+    }
 
 
 def count_parameters(model: nn.Module, args: Namespace) -> dict[str, int]:
