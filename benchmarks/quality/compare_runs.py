@@ -18,8 +18,8 @@ from common.evaluation.coco import METRICS
 NAME = "quality/compare"
 EPOCHS, MINUTES = KINDS = ("epochs", "minutes")  # what runs have as many of
 DROP = 0.7  # part of the epochs after which the learning rates are divided by 10
-# In what the demos differ: the recipe, layers, and queries; and rates, which Sparse DETR multiplies with the root of the batch's part
-# of 16 images, here by 1/2.
+# In what the demos differ: the recipe, layers, and queries; and rates, which Sparse DETR multiplies with the root of the batch's
+# part of 16 images, here by 1/2.
 RECIPE = ("--batch_size", "4", "--lr", "2e-4", "--lr_backbone", "3e-4", "--eval_every", "1")
 LAYERS = ("--enc_layers", "3", "--dec_layers", "3")
 QUERIES = ("--num_queries", "40")

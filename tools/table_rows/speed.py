@@ -11,28 +11,35 @@ ALL_MASKS = "all queries at once"
 
 
 def gains(table1: Content, shares: Content, accuracy: Content) -> Rows:
-    """What regions change of the plain detectors, in short."""
+    """What regions change of the plain detectors, in short; AP is that of the recommended setting, or else of the paper's."""
     rows = [["", "training step", "its tensors", "memory of the process", "inference", "AP on the shapes"]]
+    measured = {(record["detector"], record["clustering"]) for record in accuracy["results"]}
     for name in dict.fromkeys(record["detector"] for record in shares["results"]):
         chosen = {"detector": name, "clustering": "region", "attention": "fused"}
         ratios = pick(table1["results"], **chosen)["ratios_to_math"]
-        plain, region = (pick(accuracy["results"], detector=name, clustering=clustering) for clustering in ("none", "region"))
+        best = next(clustering for clustering in ("region+", "region") if (name, clustering) in measured)
+        plain, region = (pick(accuracy["results"], detector=name, clustering=clustering) for clustering in ("none", best))
         cells = [pick(shares["results"], **chosen)["ratio"], *(ratios[key] for key in ("step_memory", "memory", "inference"))]
-        rows.append([plain_name(name), *map(times, cells), f"{spread(plain, 'AP')} → {spread(region, 'AP')}"])
+        rows.append([plain_name(name), *map(times, cells), f"{spread(plain, 'AP')} → {spread(region, 'AP')} (`{best}`)"])
     return rows
 
 
 def detectors(table1: Content, shares: Content) -> Rows:
-    """Memory and inference of table1.py, where every row has a process of its own; training of shares.py, whose rows take turns."""
+    """Memory and inference of table1.py, where every row has a process of its own; training of shares.py, whose rows take turns.
+
+    What only the latter has measured has gaps.
+    """
     rows = [["detector", "clusters", "attention", "N", "M", "memory", "of that, a step", "training", "inference"]]
     for step in shares["results"]:
-        whole = pick(table1["results"], **{key: step[key] for key in ("detector", *PARTS)})
-        ratios = whole["ratios_to_math"]
-        sizes = [f"{whole[key]:.0f}" if key in whole else MISSING for key in "NM"]
-        memory = [f"{whole[key] / 1e9:.2f} GB, {times(ratios[key])}" for key in ("memory", "step_memory")]
         training = f"{step['step']:.2f} s, {times(step['ratio'])}"
-        inference = f"{whole['inference']:.2f} s, {times(ratios['inference'])}"
-        rows.append([plain_name(step["detector"]), *(step[key] for key in PARTS), *sizes, *memory, training, inference])
+        same = [r for r in table1["results"] if all(r[key] == step[key] for key in ("detector", *PARTS))]
+        cells = [*[MISSING] * 4, training, MISSING]
+        if same:
+            [whole], ratios = same, same[0]["ratios_to_math"]
+            sizes = [f"{whole[key]:.0f}" if key in whole else MISSING for key in "NM"]
+            memory = [f"{whole[key] / 1e9:.2f} GB, {times(ratios[key])}" for key in ("memory", "step_memory")]
+            cells = [*sizes, *memory, training, f"{whole['inference']:.2f} s, {times(ratios['inference'])}"]
+        rows.append([plain_name(step["detector"]), *(step[key] for key in PARTS), *cells])
     return rows
 
 
@@ -77,6 +84,17 @@ def attention_windows(content: Content) -> Rows:
         region = methods["region"]
         others = [methods["window"], methods["window loop"]]
         rows.append([str(N), *(times(region[key] / other[key]) for other in others for key in ("forward", "forward_backward"))])
+    return rows
+
+
+def attention_plus(*contents: Content) -> Rows:
+    """Clusters, time and memory of the recommended regions, as ratios to those of the paper's."""
+    rows = [["layer of", "N", "clusters M", "forward", "forward + backward", "peak memory"]]
+    for layer, content in zip(("DETR", "Anchor-DETR"), contents, strict=True):
+        for N, methods in _methods(content).items():
+            region, plus = methods["region"], methods["region+"]
+            ratios = [times(plus[key] / region[key]) for key in ("M", "forward", "forward_backward", "memory")]
+            rows.append([layer, str(N), *ratios])
     return rows
 
 
@@ -183,6 +201,7 @@ TABLES = {
     "shares": Table(("shares-cpu",), shares),
     "attention": Table(("attention-cpu",), attention),
     "attention-windows": Table(("attention-cpu",), attention_windows),
+    "attention-plus": Table(("attention-cpu", "attention-rcda-cpu"), attention_plus),
     "options": Table(("options-cpu",), options),
     "loading": Table(("options-cpu",), loading),
     "hosts": Table(("hosts-cpu",), hosts),
