@@ -43,6 +43,7 @@ def label_curves(axes: Axes, labels: Mapping[str, str], align: bool = False) -> 
     order = np.argsort(ends, kind="stable")
     steps = LABEL_HEIGHT * np.arange(len(order))
     places = isotonic_regression(ends[order] - steps).x + steps
+    leader = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}  # to the label's left end
     for i, place in zip(order, places):
         line = curves[i]
         axes.annotate(
@@ -54,5 +55,5 @@ def label_curves(axes: Axes, labels: Mapping[str, str], align: bool = False) -> 
             fontsize=7.5,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            arrowprops=leader | {"color": line.get_color()},
         )
