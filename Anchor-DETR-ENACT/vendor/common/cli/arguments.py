@@ -28,6 +28,7 @@ DEMO = {
     "lr_backbone": 5e-4,
     "epochs": 8,
     "lr_drop": 6,
+    "num_workers": 0,  # an image takes a millisecond, and on few cores workers take it from the training
 }
 
 CLUSTERING = ("clustering", "smoothing_sigma", "scan", "band", "size_bias", "capacity")  # ENACT's options
