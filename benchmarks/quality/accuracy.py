@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,6 +31,7 @@ from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, sav
 from benchmarks.lib.demos import TASK_OPTIONS, Demo, share_threads, train_all
 from benchmarks.lib.measure import machine
 from benchmarks.lib.models import shapes
+from benchmarks.lib.seeds import spread, with_spread
 from benchmarks.quality.accuracy_chart import COLOURS, draw
 from common.cli.arguments import number
 from common.data.shapes import OUTLINE, TASKS
@@ -151,7 +152,7 @@ def summarise(results: Mapping[Run, Result]) -> list[dict]:
             record |= {
                 metric: mean(values),
                 f"{metric}_seeds": values,
-                f"{metric}_spread": stdev(values) if len(values) > 1 else None,
+                f"{metric}_spread": spread(values),
             }
         record["AP_per_epoch"] = [result.AP_per_epoch for result in seeds.values()]
         records.append(record)
@@ -166,10 +167,7 @@ def table(records: Sequence[dict]) -> str:
     lines = [f"{'detector':26}{'clusters':10}{'sigma':>6}{'seeds':>7}{'AP':>18}{'AP50':>18}{'AP - none':>12}"]
     for r in records:
         sigma = "" if r["sigma"] is None else f"{r['sigma']:g}"
-        cells = []
-        for metric in METRICS[:2]:
-            spread = r[f"{metric}_spread"]
-            cells.append(f"{r[metric]:.1f}" + ("" if spread is None else f" \u00b1 {spread:.1f}"))
+        cells = [with_spread(r[metric], r[f"{metric}_spread"]) for metric in METRICS[:2]]
         difference = f"{r['AP_to_none']:+.1f}" if "AP_to_none" in r else ""
         lines.append(
             f"{r['detector']:26}{r['clustering']:10}{sigma:>6}{len(r['seeds']):>7}{cells[0]:>18}{cells[1]:>18}{difference:>12}"

@@ -30,7 +30,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ from benchmarks.lib.flops import BACKBONE, DECODER, ENCODER, depends_on_data, mu
 from benchmarks.lib.measure import machine
 from benchmarks.lib.methods import METHODS, Method, chosen, models
 from benchmarks.lib.models import shapes
+from benchmarks.lib.seeds import spread, with_spread
 from benchmarks.lib.tables import markdown
 from benchmarks.quality.compare_chart import draw_flops, draw_time
 from benchmarks.quality.compare_runs import (
@@ -115,7 +116,7 @@ def summarise(results: Results, methods: Sequence[Method], gflops: Mapping[str, 
 def _precision(results: Sequence) -> dict[str, Any]:
     """Of the last epochs: the mean, the spread, and the single values."""
     values = [result.AP[-1] for result in results]
-    return {"AP": mean(values), "AP_spread": stdev(values) if len(values) > 1 else None, "AP_runs": values}
+    return {"AP": mean(values), "AP_spread": spread(values), "AP_runs": values}
 
 
 def table(records: Sequence[Mapping[str, Any]], methods: Sequence[Method], args: Namespace, costs: Mapping[str, Mapping]) -> str:
@@ -132,19 +133,19 @@ def table(records: Sequence[Mapping[str, Any]], methods: Sequence[Method], args:
     lines[0] += [f"{title} [{numbers[where]}]" for where in costs for title in COST_COLUMNS]
     lines[0].append("published: AP on COCO")
     for record, method in zip(records, methods, strict=True):
-        cells = [record["name"], _with_spread(record), f"{record['AP50']:.1f}", f"{1e3 * record['gflops'][ENCODER]:.3g}"]
+        cells = [record["name"], _AP(record), f"{record['AP50']:.1f}", f"{1e3 * record['gflops'][ENCODER]:.3g}"]
         for where in trained:
             found = record["machines"].get(where, {})
             cells.append(f"{found[EPOCHS]['minutes']:.2g}" if EPOCHS in found else "")
-            cells += [_with_spread(found[MINUTES]), f"{found[MINUTES]['epochs']:.3g}"] if MINUTES in found else ["", ""]
+            cells += [_AP(found[MINUTES]), f"{found[MINUTES]['epochs']:.3g}"] if MINUTES in found else ["", ""]
         for rows in costs.values():
             cells += [cell(rows[method.name]) if method.name in rows else "" for cell in COST_COLUMNS.values()]
         lines.append([*cells, str(method.published or "")])
     return "\n".join((markdown(lines), "", *(f"[{number}] {where}" for where, number in numbers.items())))
 
 
-def _with_spread(numbers: Mapping[str, Any]) -> str:
-    return f"{numbers['AP']:.1f}" + (f" \u00b1 {numbers['AP_spread']:.1f}" if numbers["AP_spread"] is not None else "")
+def _AP(numbers: Mapping[str, Any]) -> str:
+    return with_spread(numbers["AP"], numbers["AP_spread"])
 
 
 def read_costs(paths: Sequence[Path]) -> dict[str, dict[str, dict]]:

@@ -23,7 +23,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -38,6 +38,7 @@ from benchmarks.lib import cli
 from benchmarks.lib.demos import train_all
 from benchmarks.lib.measure import machine
 from benchmarks.lib.models import shapes
+from benchmarks.lib.seeds import spread, with_spread
 from benchmarks.quality import accuracy
 from benchmarks.quality.fidelity_chart import draw
 from benchmarks.quality.fidelity_variants import PLAIN, VARIANTS, cutting
@@ -180,16 +181,12 @@ def average_precision(detector: Detector, restored: Restored, dataset: CocoDetec
 def summarise(record: dict[str, Any]) -> dict[str, Any]:
     """Adds what the seeds have in common: ``AP`` and ``AP_spread``, and of every layer ``error``, ``error_spread`` and ``M``."""
     for found in record["variants"].values():
-        found |= {"AP": mean(found["AP_seeds"]), "AP_spread": _spread(found["AP_seeds"]), "layers": []}
+        found |= {"AP": mean(found["AP_seeds"]), "AP_spread": spread(found["AP_seeds"]), "layers": []}
         for of_seeds in zip(*found["layers_seeds"], strict=True):
             errors = [layer["error"] for layer in of_seeds]
             M = mean(layer["M"] for layer in of_seeds)
-            found["layers"].append({"error": mean(errors), "error_spread": _spread(errors), "M": M})
+            found["layers"].append({"error": mean(errors), "error_spread": spread(errors), "M": M})
     return record
-
-
-def _spread(values: list[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
 
 
 def table(record: dict[str, Any]) -> str:
@@ -200,14 +197,10 @@ def table(record: dict[str, Any]) -> str:
     lines = [f"{title}: AP {record['AP_plain']:.1f} with plain attention"]
     lines.append(f"{'':12}{'AP as it is':>14}{'to plain':>10}" + "".join(f"{f'error, layer {i}':>18}{'M':>8}" for i in layers))
     for variant, found in record["variants"].items():
-        cells = "".join(f"{_number(r['error'], r['error_spread'], 3):>18}{r['M']:>8.1f}" for r in found["layers"])
-        AP = _number(found["AP"], found["AP_spread"], 1)
+        cells = "".join(f"{with_spread(r['error'], r['error_spread'], 3):>18}{r['M']:>8.1f}" for r in found["layers"])
+        AP = with_spread(found["AP"], found["AP_spread"])
         lines.append(f"{variant:12}{AP:>14}{found['AP'] - record['AP_plain']:>+10.1f}{cells}")
     return "\n".join(lines)
-
-
-def _number(value: float, spread: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if spread is None else f" \u00b1 {spread:.{digits}f}")
 
 
 def plain_demos(detectors: list[str], task: str, args: Namespace) -> list[str]:

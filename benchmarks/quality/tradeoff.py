@@ -17,7 +17,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 
 import torch
 from matplotlib.figure import Figure
@@ -32,6 +32,7 @@ from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
 from benchmarks.lib.flops import ENCODER, SAMPLER, multiply_adds
 from benchmarks.lib.measure import machine, seconds
 from benchmarks.lib.models import shapes
+from benchmarks.lib.seeds import spread, with_spread
 from common.cli.arguments import number
 from common.cli.restore import restore
 from common.data.loading import build_dataset, collate
@@ -113,7 +114,7 @@ def summarise(precisions: dict[float, list[list[float]]], costs: dict[float, dic
         for i, metric in enumerate(METRIC_NAMES):
             values = [100 * n[i] for n in numbers]
             record |= {metric: mean(values), f"{metric}_seeds": values}
-            record[f"{metric}_spread"] = stdev(values) if len(values) > 1 else None
+            record[f"{metric}_spread"] = spread(values)
         record |= costs[share] | {"ratios": {name: value / plain[name] for name, value in costs[share].items()}}
         records.append(record)
     for record in records:
@@ -125,10 +126,7 @@ def table(records: list[dict]) -> str:
     lines = [f"{'polled':12}{'AP':>16}{'of plain':>10}{'AP50':>16}{'MFLOPs, encoder':>22}{'MFLOPs':>18}{'ms / image':>18}"]
     for r in records:
         polled = "all (plain)" if r["share"] == ALL else f"{r['share']:.3g}"
-        cells = []
-        for metric in METRIC_NAMES:
-            spread = r[f"{metric}_spread"]
-            cells.append(f"{r[metric]:.1f}" + ("" if spread is None else f" \u00b1 {spread:.1f}"))
+        cells = [with_spread(r[metric], r[f"{metric}_spread"]) for metric in METRIC_NAMES]
         part = "" if r["AP_ratio"] is None else f"{r['AP_ratio']:.0%}"
         costs = [f"{r[name] * scale:.4g} {r['ratios'][name]:5.2f}x" for name, scale in COSTS.items()]
         lines.append(f"{polled:12}{cells[0]:>16}{part:>10}{cells[1]:>16}{costs[0]:>22}{costs[1]:>18}{costs[2]:>18}")

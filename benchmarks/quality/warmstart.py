@@ -14,7 +14,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.lib.cli import ROOT, build_parser, complete, main, save
 from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
 from benchmarks.lib.models import shapes
+from benchmarks.lib.seeds import spread, with_spread
 from benchmarks.quality.fidelity import plain_demos
 from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
@@ -77,19 +78,16 @@ def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
         record = {"detector": detector, "checkpoint": source, "clustering": clustering, "seeds": args.seeds}
         for name, values in (("AP_before", before), ("AP_after", after)):
             record |= {name: mean(values), f"{name}_seeds": values}
-            record[f"{name}_spread"] = stdev(values) if len(values) > 1 else None
+            record[f"{name}_spread"] = spread(values)
         records.append(record)
     return records
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """One clustering a line."""
-    lines = [f"{'':24}{'':10}{'as it is':>14}{'fine-tuned':>16}"]
+    lines = [f"{'':24}{'':10}{'as it is':>16}{'fine-tuned':>16}"]
     for r in records:
-        cells = "".join(
-            f"{r[name]:>14.1f}" + ("" if r[f"{name}_spread"] is None else f" \u00b1 {r[f'{name}_spread']:.1f}")
-            for name in ("AP_before", "AP_after")
-        )
+        cells = "".join(f"{with_spread(r[name], r[f'{name}_spread']):>16}" for name in ("AP_before", "AP_after"))
         lines.append(f"{r['detector']:24}{r['clustering']:10}{cells}")
     return "\n".join(lines)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.lib.seeds import with_spread
+
 Rows = list[list[str]]
 Content = dict[str, Any]
 MISSING = "–"
@@ -30,8 +32,7 @@ def percent(share: float, digits: int = 0) -> str:
 
 def spread(record: Content, key: str) -> str:
     """Mean and, where there are several seeds, standard deviation."""
-    deviation = record[f"{key}_spread"]
-    return f"{record[key]:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+    return with_spread(record[key], record[f"{key}_spread"])
 
 
 def difference(value: float) -> str:
