@@ -8,10 +8,10 @@
 The data are the built-in shapes, which everybody has: those of the demos, or of ``--task context``, whose classes are told far
 away from the objects (``common/data/shapes_context.py``). A run is ``python <folder>/main.py --demo --clustering ... --seed ...``,
 so the models and schedules are the demos'; on the context they have 12 epochs and more weight on the classes. Every detector is
-trained with ``none``, ``window``, ``region`` and ``region+`` at its demo's sigma, and ``--curves`` also with ``region`` at every
-one of ``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones are not repeated, interrupted ones go on,
-so that seeds can be added later. Those of other results, for example of other seeds from another machine, are added to the table
-with ``--add``.
+trained with ``none``, ``window``, ``region`` and ``region+`` at its demo's sigma, or at ``--smoothing_sigma``, and ``--curves``
+also with ``region`` at every one of ``--sigmas``, all with the same seeds. Runs are kept in ``--runs``: finished ones are not
+repeated, interrupted ones go on, so that seeds can be added later. Those of other results, for example of other seeds from another
+machine, or at another sigma, are added to the table with ``--add``.
 
 The spread is the standard deviation over the seeds, which fewer than two do not have.
 """
@@ -97,7 +97,8 @@ def plan(args: Namespace) -> list[Run]:
     for seed in args.seeds:
         for detector in args.detector:
             demo = options(detector, ["--demo"])
-            variants = [(c, None if c == "none" else demo.smoothing_sigma) for c in args.clustering]
+            own = args.smoothing_sigma or demo.smoothing_sigma
+            variants = [(c, None if c == "none" else own) for c in args.clustering]
             if detector == args.curves:
                 variants += [("region", sigma) for sigma in args.sigmas]
             runs += [Run(detector, c, sigma, seed, _epochs(detector, args), args.task) for c, sigma in dict.fromkeys(variants)]
@@ -181,6 +182,7 @@ def parse(argv: list[str]) -> Namespace:
     seeds = {"type": number(int, 0), "nargs": "+"}
     parser.add_argument("--clustering", choices=CLUSTERINGS, nargs="+", help="default: all; quick: none and region")
     parser.add_argument("--seeds", **seeds, metavar="SEED", help="default: 42 43 44; quick: 42")
+    parser.add_argument("--smoothing_sigma", type=number(float, 1), help="of --clustering, in pixels (default: the demos')")
     parser.add_argument("--sigmas", type=number(float, 1), nargs="*", help="of figure 3 (default: 3 5 7; quick: the demo's)")
     parser.add_argument("--curves", choices=CLUSTERED, default="DETR-ENACT", help="detector of figure 3 (default: %(default)s)")
     data = parser.add_mutually_exclusive_group()

@@ -27,6 +27,8 @@ def test_every_variant_is_planned_once(tmp_path):
     final = {"none", "window-sigma3", "region-sigma3", "region+-sigma3"}
     assert variants == {*final, "region-sigma5", "region-sigma7"}
     assert {run.variant for run in runs if run.detector == "Anchor-DETR-ENACT"} == final
+    finer = plan(parse(["--seeds", "1", "--sigmas", "--smoothing_sigma", "2", "--clustering", "none", "region+"]))
+    assert {run.variant for run in finer} == {"none", "region+-sigma2"}
 
 
 def test_the_context_has_runs_of_its_own():
