@@ -2,6 +2,7 @@
 
     python benchmarks/quality/fidelity.py --checkpoint CKPT...     # of plain detectors
     python benchmarks/quality/fidelity.py --task context           # of accuracy.py's plain demos, trained if need be
+    python benchmarks/quality/fidelity.py --demo_seeds 42 43 44    # of several of them, whose loss of AP is averaged
     python benchmarks/quality/fidelity.py --quick
 
 **Error.** Every image runs alone through the plain model. What each self-attention of its encoder meets there is also given to a
@@ -15,12 +16,13 @@ that layer, but into equal parts, or anywhere. ``one`` pools all pixels, so that
 AP loses then is what this model asks of its encoder.
 
 A plain checkpoint has no probability layers: each of ``--seeds`` draws them, and the random cuts. A clustered checkpoint keeps its
-own, and is compared with the plain attention of its weights.
+own, and is compared with the plain attention of its weights. Several checkpoints of a detector and a dataset count as trainings of
+one model: AP is compared with that of each one's plain attention, and all numbers are means over checkpoints and seeds.
 """
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
@@ -57,7 +59,6 @@ from common.evaluation.evaluate import evaluate_all
 from tools.detectors import DETECTORS
 
 NAME = "quality/fidelity"
-DEMO_SEED = 42
 
 
 def attentions(model: nn.Module) -> list[str]:
@@ -152,9 +153,9 @@ def measure(source: str, args: Namespace, device: torch.device) -> dict[str, Any
     images = [collate([dataset[i]]).to(device) for i in range(min(args.count, len(dataset)))]
     record = {
         "detector": detector.name,
-        "checkpoint": source,
+        "checkpoints": [source],
         "coco_path": coco_path,
-        "AP_plain": average_precision(detector, plain, dataset),
+        "AP_plain_checkpoints": [average_precision(detector, plain, dataset)],
         "variants": {variant: {"AP_seeds": [], "layers_seeds": []} for variant in args.variants},
     }
     for seed in tqdm(args.seeds, desc=f"{detector.name}, seeds", leave=False):
@@ -168,6 +169,22 @@ def measure(source: str, args: Namespace, device: torch.device) -> dict[str, Any
     return record
 
 
+def merge(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Joins the records of a detector's checkpoints on a dataset: those of their numbers that are lists grow longer."""
+    merged: dict[tuple, dict[str, Any]] = {}
+    for record in records:
+        key = record["detector"], record["coco_path"]
+        if first := merged.get(key):
+            for name in ("checkpoints", "AP_plain_checkpoints"):
+                first[name] += record[name]
+            for variant, found in record["variants"].items():
+                for name in ("AP_seeds", "layers_seeds"):
+                    first["variants"][variant][name] += found[name]
+        else:
+            merged[key] = record
+    return [*merged.values()]
+
+
 def average_precision(detector: Detector, restored: Restored, dataset: CocoDetection) -> float:
     """In %, as the command line evaluates."""
     args = restored.args
@@ -179,9 +196,16 @@ def average_precision(detector: Detector, restored: Restored, dataset: CocoDetec
 
 
 def summarise(record: dict[str, Any]) -> dict[str, Any]:
-    """Adds what the seeds have in common: ``AP`` and ``AP_spread``, and of every layer ``error``, ``error_spread`` and ``M``."""
+    """Adds what checkpoints and seeds have in common: ``AP_plain``; and of every variant ``AP``, the difference to plain attention,
+    ``AP_to_plain``, with its spread, and of every layer ``error``, ``error_spread`` and ``M``.
+    """
+    plain = record["AP_plain_checkpoints"]
+    record["AP_plain"] = mean(plain)
     for found in record["variants"].values():
-        found |= {"AP": mean(found["AP_seeds"]), "AP_spread": spread(found["AP_seeds"]), "layers": []}
+        seeds = len(found["AP_seeds"]) // len(plain)  # of each checkpoint, one after the other
+        differences = [AP - plain[i // seeds] for i, AP in enumerate(found["AP_seeds"])]
+        found |= {"AP": mean(found["AP_seeds"]), "AP_to_plain": mean(differences), "AP_to_plain_seeds": differences}
+        found |= {"AP_to_plain_spread": spread(differences), "layers": []}
         for of_seeds in zip(*found["layers_seeds"], strict=True):
             errors = [layer["error"] for layer in of_seeds]
             M = mean(layer["M"] for layer in of_seeds)
@@ -193,19 +217,19 @@ def table(record: dict[str, Any]) -> str:
     """A row per variant."""
     first = next(iter(record["variants"].values()))
     layers = range(len(first["layers"]))
-    title = f"{record['detector']}, {record['checkpoint']}, {record['coco_path']}"
+    title = f"{record['detector']}, {', '.join(record['checkpoints'])}, {record['coco_path']}"
     lines = [f"{title}: AP {record['AP_plain']:.1f} with plain attention"]
-    lines.append(f"{'':12}{'AP as it is':>14}{'to plain':>10}" + "".join(f"{f'error, layer {i}':>18}{'M':>8}" for i in layers))
+    lines.append(f"{'':14}{'AP as it is':>12}{'to plain':>16}" + "".join(f"{f'error, layer {i}':>18}{'M':>8}" for i in layers))
     for variant, found in record["variants"].items():
         cells = "".join(f"{with_spread(r['error'], r['error_spread'], 3):>18}{r['M']:>8.1f}" for r in found["layers"])
-        AP = with_spread(found["AP"], found["AP_spread"])
-        lines.append(f"{variant:12}{AP:>14}{found['AP'] - record['AP_plain']:>+10.1f}{cells}")
+        loss = with_spread(found["AP_to_plain"], found["AP_to_plain_spread"])
+        lines.append(f"{variant:14}{found['AP']:>12.1f}{loss:>16}{cells}")
     return "\n".join(lines)
 
 
-def plain_demos(detectors: list[str], task: str, args: Namespace) -> list[str]:
+def plain_demos(detectors: list[str], task: str, args: Namespace, seeds: Sequence[int] = (42,)) -> list[str]:
     """The checkpoints of the plain demos that ``accuracy.py`` keeps, trained where they are missing."""
-    argv = ["--clustering", "none", "--sigmas", "--seeds", str(DEMO_SEED), "--task", task, "--detector", *detectors]
+    argv = ["--clustering", "none", "--sigmas", "--seeds", *map(str, seeds), "--task", task, "--detector", *detectors]
     chosen = accuracy.parse(argv + ["--quick"] * args.quick)
     plain = [run.demo(chosen.runs) for run in accuracy.plan(chosen)]
     train_all(plain, chosen.jobs, args.device, args.coco_path)
@@ -219,6 +243,9 @@ def parse(argv: list[str]) -> Namespace:
     source.add_argument("--checkpoint", nargs="+", metavar="CKPT", help="of this repository or published: paths or https URLs")
     where = "without --checkpoint: the built-in shapes that --detector was trained on (default: %(default)s)"
     source.add_argument("--task", choices=TASKS, default=OUTLINE, help=where)
+    parser.add_argument(
+        "--demo_seeds", type=number(int, 0), nargs="+", default=[42], metavar="SEED", help="of the plain demos (default: 42)"
+    )
     parser.add_argument("--coco_path", type=Path, help="with --checkpoint: data in COCO's format (default: those of its training)")
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=[*VARIANTS], help="default: all")
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", metavar="SEED", help="default: 0 1 2; quick: 0")
@@ -235,9 +262,10 @@ def run(argv: list[str]) -> None:
     records = []
     if not args.checkpoint:
         args.coco_path = shapes(args.task, args.quick)
-    for source in args.checkpoint or plain_demos(args.detector, args.task, args):
-        records.append(summarise(measure(source, args, device)))
-        print("\n" + table(records[-1]), flush=True)
+    for source in args.checkpoint or plain_demos(args.detector, args.task, args, args.demo_seeds):
+        records.append(measure(source, args, device))
+    records = [summarise(record) for record in merge(records)]
+    print("\n" + "\n\n".join(map(table, records)))
     seeds = f"seed{'s' * (len(args.seeds) > 1)} {', '.join(map(str, args.seeds))}"
     caption = f"{args.count} images, probability layers and random cuts of {seeds}; {cli.describe(machine(device))}"
     content = {"units": {"AP": "%", "error": "relative"}, "results": records}

@@ -55,6 +55,7 @@ VARIANTS = {
     "hilbert": Variant(_pale(BLUE, 0.6), (*REGION, "--scan", "hilbert")),
     "band": Variant(_pale(GREEN, 0.5), (*REGION, "--scan", "band")),
     "region+": Variant(GREEN, ("--clustering", "region+")),
+    "region+, \u03c3 = 2": Variant(0.75 * GREEN, ("--clustering", "region+", "--smoothing_sigma", "2")),
     "window": Variant(VERMILION, ("--clustering", "window")),
     "uniform": Variant(PURPLE, REGION, uniform_cuts),
     "random": Variant(_pale(PURPLE, 0.5), REGION, random_cuts),

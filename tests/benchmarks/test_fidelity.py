@@ -102,7 +102,7 @@ def test_the_command_measures_ap_as_the_detectors_command_does(tmp_path, dataset
     records = json.loads((tmp_path / "fidelity-cpu.json").read_text())["results"]
     assert [record["detector"] for record in records] == ["DETR-ENACT", "Anchor-DETR-ENACT"]
     for record, path in zip(records, paths, strict=True):
-        assert [*record["variants"]] == [*VARIANTS] and record["checkpoint"] == path
+        assert [*record["variants"]] == [*VARIANTS] and record["checkpoints"] == [path]
         for name, expected in (("none", record["AP_plain"]), ("region", record["variants"]["region"]["AP_seeds"][1])):
             out = tmp_path / f"{record['detector']}-{name}"
             options = ("--clustering", name, "--seed", "6", "--device", "cpu", "--num_workers", "0", "--coco_path", dataset)
@@ -112,19 +112,33 @@ def test_the_command_measures_ap_as_the_detectors_command_does(tmp_path, dataset
 
 
 def test_means_and_spreads():
-    """The numbers of the table follow from those of the seeds; one seed has no spread."""
+    """The numbers of the table follow from those of the seeds; one seed has no spread. Several checkpoints of a detector count
+    together, each to its own plain attention, whose AP differs more than what clustering costs.
+    """
 
-    def summary(*seeds):
+    def record(detector, plain, *seeds):
         layers = [[{"error": error, "M": M}] for _, error, M in seeds]
-        [found] = fidelity.summarise({"variants": {"region": {"AP_seeds": [s[0] for s in seeds], "layers_seeds": layers}}})[
-            "variants"
-        ].values()
-        return found
+        variants = {"region": {"AP_seeds": [s[0] for s in seeds], "layers_seeds": layers}}
+        return {
+            "detector": detector,
+            "coco_path": "x",
+            "checkpoints": [f"{plain}"],
+            "AP_plain_checkpoints": [plain],
+            "variants": variants,
+        }
 
-    found = summary((10.0, 0.2, 20.0), (20.0, 0.4, 30.0))
-    assert (found["AP"], found["AP_spread"]) == (15, pytest.approx(50**0.5))
-    assert found["layers"] == [{"error": pytest.approx(0.3), "error_spread": pytest.approx(0.02**0.5), "M": 25}]
-    assert summary((10.0, 0.2, 20.0))["AP_spread"] is None
+    both = [
+        record("DETR-ENACT", 20.0, (18.0, 0.2, 20.0), (19.0, 0.4, 30.0)),
+        record("DETR-ENACT", 30.0, (28.0, 0.2, 20.0), (29.0, 0.4, 30.0)),
+    ]
+    joined, other = map(fidelity.summarise, fidelity.merge([*both, record("Anchor-DETR-ENACT", 30.0, (28.0, 0.2, 20.0))]))
+    found = joined["variants"]["region"]
+    assert (joined["AP_plain"], joined["checkpoints"]) == (25, ["20.0", "30.0"])
+    assert (found["AP"], found["AP_to_plain"], found["AP_to_plain_seeds"]) == (23.5, -1.5, [-2, -1, -2, -1])
+    assert found["AP_to_plain_spread"] == pytest.approx((1 / 3) ** 0.5)
+    assert found["layers"] == [{"error": pytest.approx(0.3), "error_spread": pytest.approx(0.04**0.5 / 3**0.5), "M": 25}]
+    alone = other["variants"]["region"]
+    assert alone["AP_to_plain"] == -2 and alone["AP_to_plain_spread"] is None
 
 
 @pytest.mark.parametrize("task", ["outline", "context"])
