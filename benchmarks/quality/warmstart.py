@@ -53,10 +53,11 @@ def plan(source: str, detector: str, args: Namespace) -> dict[tuple[str, int], D
     }
 
 
-def as_it_is(source: str, demo: Demo, args: Namespace) -> float:
-    """AP in % of the checkpoint with the clustering of a run, before it."""
-    folder = demo.folder / "before"
-    command = [sys.executable, str(ROOT / demo.detector / "main.py"), "--eval", "--resume", source, *demo.options[:4]]
+def as_it_is(source: str, detector: str, clustering: str, seed: int, args: Namespace) -> float:
+    """AP in % of the checkpoint with a clustering, whose probability layers the seed draws."""
+    folder = args.runs / detector / f"{clustering}-seed{seed}-before"
+    command = [sys.executable, str(ROOT / detector / "main.py"), "--eval", "--resume", source]
+    command += ["--clustering", clustering, "--seed", str(seed)]
     command += ["--device", args.device, "--coco_path", str(args.coco_path), "--output_dir", str(folder)]
     run_quietly(command, f"the evaluation of {source}")
     return 100 * json.loads((folder / "eval.json").read_text(encoding="utf-8"))[NUMBERS][0]
@@ -72,9 +73,9 @@ def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
     train_all([*demos.values()], args.jobs, args.device, args.coco_path)
     records = []
     for clustering in CLUSTERINGS:
-        runs = [demos[clustering, seed] for seed in args.seeds]
-        before = [as_it_is(source, demo, args) for demo in (runs[:1] if clustering == "none" else runs)]
-        after = [100 * demo.log()[args.epochs - 1][0] for demo in runs]
+        drawn = args.seeds[:1] if clustering == "none" else args.seeds
+        before = [as_it_is(source, detector, clustering, seed, args) for seed in drawn]
+        after = [100 * demos[clustering, seed].log()[args.epochs - 1][0] for seed in args.seeds]
         record = {"detector": detector, "checkpoint": source, "clustering": clustering, "seeds": args.seeds}
         for name, values in (("AP_before", before), ("AP_after", after)):
             record |= {name: mean(values), f"{name}_seeds": values}

@@ -21,7 +21,7 @@ def test_a_plain_checkpoint_is_evaluated_and_fine_tuned(tmp_path, dataset, capsy
         folder = tmp_path / "runs" / "DETR-ENACT" / f"{record['clustering']}-seed1"
         [line] = (folder / "log.txt").read_text().splitlines()
         assert record["AP_after"] == pytest.approx(100 * json.loads(line)["test_coco_eval_bbox"][0])
-        before = json.loads((folder / "before" / "eval.json").read_text())
+        before = json.loads((folder.with_name(f"{folder.name}-before") / "eval.json").read_text())
         assert before["clustering"] == record["clustering"] and record["AP_before"] == 100 * before["coco_eval_bbox"][0]
     monkeypatch.setattr("benchmarks.lib.demos.Demo.train", lambda *_: pytest.fail("trained again"))
     assert main(warmstart.NAME, warmstart.run, argv) == 0
