@@ -54,6 +54,15 @@ def test_means_spreads_and_differences(tmp_path):
     assert accuracy.table([plain, region]).count("\u00b1") == 4 and "+5.0" in accuracy.table([plain, region])
 
 
+def test_a_sigma_that_is_not_the_demos_has_no_bar(tmp_path):
+    """The chart compares clusterings at the demo's; it is drawn without any, too."""
+    runs = [Run("DETR-ENACT", "region", sigma, 1, 2) for sigma in (2.0, 3.0)]
+    for run, chosen in zip(runs, (0, 1)):
+        write_log(run, tmp_path, [0.1, 0.2])
+        figure = accuracy.draw(summarise({run: run.result(tmp_path)}), "DETR-ENACT", "")
+        assert sum(bar.get_height() > 0 for bar in figure.axes[1].patches) == chosen
+
+
 def test_finished_runs_are_not_repeated_and_unfinished_ones_go_on(tmp_path, monkeypatch):
     """Adding a seed to a day of training costs that seed alone; what was interrupted resumes from its checkpoint."""
     done, half, new = (Run("DETR-ENACT", "none", None, seed, 2) for seed in (1, 2, 3))
