@@ -67,5 +67,6 @@ def _draw_finals(axes: Axes, records: Sequence[dict], detectors: Sequence[str]) 
         if any(r["clustering"] == name for r in records):
             axes.bar(0, 0, color=colour, alpha=0.75, label=name)
     axes.set_xticks(range(len(detectors)), [d.removesuffix("-ENACT") for d in detectors])
-    axes.legend(frameon=False, fontsize=7.5, loc="upper left", ncols=len(COLOURS))
+    if records:
+        axes.legend(frameon=False, fontsize=7.5, loc="upper left", ncols=len(COLOURS))
     axes.set_ylim(top=1.25 * max([1.0, *(max(r["AP_seeds"]) for r in records)]))
