@@ -39,8 +39,8 @@ data: $(STAMP) ## draw the built-in shapes dataset, in COCO's layout, into data/
 vendor: ## copy common/ (and enact/ where used) into every detector's vendor/
 	$(PYTHON) tools/vendor.py
 
-figures: $(STAMP) ## draw the figures of images/ anew
-	$(RUN) tools/figures.py
+figures: $(STAMP) ## draw the pictures of the demo in images/ anew
+	$(RUN) tools/figures.py --draw demo_detections scans
 
 tables: ## write the tables of the Markdown files anew from benchmarks/results
 	$(PYTHON) tools/tables.py

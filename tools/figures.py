@@ -1,6 +1,6 @@
 """Draws the pictures of `images/` from a trained demo: the framework of ENACT, clusters by scan, and a sheet of detections.
 
-`make demo` trains it; `make figures`, or `python tools/figures.py --checkpoint CKPT`, then draws.
+`make demo` trains it, and `make figures` draws those of it; the framework shows another one (`images/README.md`).
 """
 
 import sys

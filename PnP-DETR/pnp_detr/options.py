@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
         type=number(int, 0),
         default=0,
         metavar="M",
-        help=f"pooled vectors (default: 0 for {POOLED}, or {POOLED_OF_DC5} with --dilation)",
+        help=f"pooled vectors (default: {POOLED}, or {POOLED_OF_DC5} with --dilation)",
     )
     add_clustering_options(parser, smoothing_sigma=3.0)
     add_mask_options(parser)

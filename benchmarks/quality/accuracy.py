@@ -141,7 +141,10 @@ def read_added(args: Namespace) -> tuple[dict[Run, Result], list[dict]]:
 
 
 def summarise(results: Mapping[Run, Result]) -> list[dict]:
-    """One record per detector and variant: AP and AP50 (in %) of every seed, mean, spread, difference to none, and AP per epoch."""
+    """One record per detector and variant: AP and AP50 (in %) of every seed, mean, spread, and AP per epoch.
+
+    Also the mean difference to ``none`` over the seeds that both have, where there are any.
+    """
     detectors = [*CLUSTERED]
     runs = sorted(results, key=lambda r: (detectors.index(r.detector), CLUSTERINGS.index(r.clustering), r.sigma or 0, r.seed))
     records = []
@@ -157,10 +160,11 @@ def summarise(results: Mapping[Run, Result]) -> list[dict]:
             }
         record["AP_per_epoch"] = [result.AP_per_epoch for result in seeds.values()]
         records.append(record)
+    plain = {(run.detector, run.seed): result.AP for run, result in results.items() if run.clustering == "none"}
     for record in records:
-        for plain in records:
-            if plain["detector"] == record["detector"] and plain["clustering"] == "none":
-                record["AP_to_none"] = record["AP"] - plain["AP"]
+        pairs = ((AP, plain.get((record["detector"], seed))) for seed, AP in zip(record["seeds"], record["AP_seeds"]))
+        if differences := [AP - none for AP, none in pairs if none is not None]:
+            record["AP_to_none"] = mean(differences)
     return records
 
 

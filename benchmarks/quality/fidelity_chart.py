@@ -1,4 +1,4 @@
-"""The picture of ``fidelity.py``: the error of every layer, and what AP loses as it is."""
+"""The picture of ``fidelity.py``: the error of every layer, and what AP loses without fine-tuning."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from benchmarks.quality.fidelity_variants import VARIANTS
 
 
 def draw(records: list[dict[str, Any]], caption: str) -> Figure:
-    """A row per detector and dataset. Left: the error of every layer; right: AP as it is, less that of plain attention."""
+    """A row per detector and dataset. Left: the error of every layer; right: AP without fine-tuning, less the plain model's."""
     figure = Figure(figsize=(8.4, 0.6 + 2.6 * len(records)), dpi=200, layout="constrained")
     for record, (left, right) in zip(records, figure.subplots(len(records), 2, squeeze=False)):
         variants = record["variants"]
@@ -24,7 +24,7 @@ def draw(records: list[dict[str, Any]], caption: str) -> Figure:
         right.axhline(0, color=GREY, linewidth=0.8)
         name = f"{record['detector'].removesuffix('-ENACT')}, {Path(record['coco_path']).name}"
         left.set_title(f"{name}: relative error of the attention", fontsize=9)
-        right.set_title(f"AP as it is, to {record['AP_plain']:.1f} % of plain attention", fontsize=9)
+        right.set_title(f"AP (%) without fine-tuning, less the plain model's {record['AP_plain']:.1f}", fontsize=9)
         left.set_xticks(range(len(errors)), [f"layer {i}" for i in range(len(errors))])
         right.set_xticks(range(len(variants)), variants, rotation=30, ha="right", rotation_mode="anchor")
         left.legend(frameon=False, fontsize=7, ncols=5, columnspacing=0.8, handlelength=1, loc="upper left")

@@ -1,7 +1,7 @@
 """Table 1 of the paper: memory, training time and inference time of the detectors with and without ENACT.
 
     python benchmarks/speed/table1.py                             # on a GPU, with the paper's batch sizes
-    python benchmarks/speed/table1.py --device cpu --batch_size 1 # half an hour on two cores
+    python benchmarks/speed/table1.py --device cpu --batch_size 1 # forty minutes on two cores
     python benchmarks/speed/table1.py --device cpu --quick
 
 Every row runs in a process of its own: the detector of the paper (section 4.2) with random weights, on images of COCO's sizes,
@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.lib.charts import BLUE, GREY, VERMILION
+from benchmarks.lib.charts import BLUE, GREEN, GREY, VERMILION
 from benchmarks.lib.cli import build_parser, complete, describe, main, save
 from benchmarks.lib.measure import machine
 from benchmarks.lib.workload import QUICK, add_workload_options, complete_workload, image_sizes
@@ -42,7 +42,7 @@ from common.errors import UserError
 from tools.detectors import CLUSTERED, options
 
 NAME = "speed/table1"
-CLUSTERINGS = ("none", "window", "region")
+CLUSTERINGS = ("none", "window", "region", "region+")
 ATTENTIONS = ("math", "fused")
 COLUMNS = {  # title, unit, and the factor from bytes or seconds to it
     "memory": ("memory", "GB", 1e-9),
@@ -142,7 +142,7 @@ def draw(rows: list[dict], caption: str) -> Figure:
     rows = [row for row in rows if key in row][::-1]
     figure = Figure(figsize=(9.6, 1.2 + 0.19 * len(rows)), dpi=200, layout="constrained")
     charts = figure.subplots(1, len(COLUMNS), sharey=True)
-    colours = dict(zip(CLUSTERINGS, (GREY, VERMILION, BLUE)))
+    colours = dict(zip(CLUSTERINGS, (GREY, VERMILION, BLUE, GREEN)))
     for axes, (column, (title, unit, factor)) in zip(charts, COLUMNS.items()):
         for y, row in enumerate(rows):
             value = row[key][column]

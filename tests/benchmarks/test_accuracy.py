@@ -51,6 +51,10 @@ def test_means_spreads_and_differences(tmp_path):
     assert plain["AP_spread"] == pytest.approx(200**0.5) and region["AP_spread"] == pytest.approx(50**0.5)
     assert region["AP_to_none"] == pytest.approx(5) and region["AP_per_epoch"][0] == {0: 90, 1: 20}
     assert summarise({runs[0]: runs[0].result(tmp_path)})[0]["AP_spread"] is None
+    results = {run: run.result(tmp_path) for run in runs}
+    unequal = {run: result for run, result in results.items() if (run.clustering, run.seed) != ("region", 1)}
+    assert summarise(unequal)[1]["AP_to_none"] == pytest.approx(0)  # of seed 2, which both have
+    assert "AP_to_none" not in summarise({run: unequal[run] for run in runs[::3]})[1]
     assert accuracy.table([plain, region]).count("\u00b1") == 4 and "+5.0" in accuracy.table([plain, region])
 
 

@@ -1,7 +1,8 @@
 """The tables of precision and of what clusters are like: as in `speed.py`."""
 
-from collections.abc import Callable
 from functools import partial
+
+from benchmarks.lib.seeds import with_spread
 
 from .cells import MISSING, Content, Rows, Table, difference, percent, plain_name, share_of, spread, times
 
@@ -20,26 +21,32 @@ def accuracy(content: Content, detector: str | None = None) -> Rows:
     return rows
 
 
-def fidelity(*contents: Content, cell: Callable[[Content], str], plain: bool = False) -> Rows:
-    """Of plain-trained detectors whose encoder is clustered as it is: a row per variant.
-
-    Args:
-        cell: what is told of a variant.
-        plain: begin with AP of plain attention.
-    """
+def fidelity(*contents: Content) -> Rows:
+    """Of plain-trained detectors whose encoder is clustered as it is: what AP loses, clusters, and errors layer by layer."""
     records = [(TASKS[content["settings"]["task"]], r) for content in contents for r in content["results"]]
-    rows = [["", *(f"{plain_name(r['detector'])}, {task}" for task, r in records)]]
-    if plain:
-        rows.append(["plain attention", *(f"{r['AP_plain']:.1f}" for _, r in records)])
-    for variant in dict.fromkeys(variant for _, r in records for variant in r["variants"]):
-        found = [r["variants"].get(variant) for _, r in records]
-        rows.append([f"`{variant}`", *(cell(f) if f else MISSING for f in found)])
+    rows, plain = [[""]], ["plain attention"]
+    for task, r in records:
+        rows[0] += [f"{plain_name(r['detector'])}, {task}: AP", "clusters M", "errors"]
+        plain += [f"{r['AP_plain']:.1f}", MISSING, MISSING]
+    rows.append(plain)
+    for variant in records[0][1]["variants"]:
+        cells = [f"`{variant}`"]
+        for _, r in records:
+            found = r["variants"][variant]
+            loss = with_spread(found["AP_to_plain"], found["AP_to_plain_spread"]).replace("-", "−")
+            clusters, errors = ([layer[key] for layer in found["layers"]] for key in ("M", "error"))
+            cells += [loss, ", ".join(f"{M:.0f}" for M in clusters), ", ".join(f"{error:.2f}" for error in errors)]
+        rows.append(cells)
     return rows
 
 
-def errors(variant: Content) -> str:
-    """Layer by layer."""
-    return ", ".join(f"{layer['error']:.2f}" for layer in variant["layers"])
+def warmstart(content: Content) -> Rows:
+    """A row per detector and clustering; without clustering nothing is drawn, and AP before has no spread."""
+    rows = [["plain demo of", "`--clustering`", "AP", f"after {content['settings']['epochs']} epoch of fine-tuning"]]
+    for r in content["results"]:
+        cells = [with_spread(r[key], r[f"{key}_spread"]) for key in ("AP_before", "AP_after")]
+        rows.append([f"`{r['detector']}`", r["clustering"], *cells])
+    return rows
 
 
 def regions(content: Content) -> Rows:
@@ -67,14 +74,13 @@ def tradeoff(content: Content) -> Rows:
     return rows
 
 
-FIDELITY = ("fidelity-cpu", "fidelity-context-cpu")
 TABLES = {
     "accuracy": Table(("accuracy-cpu",), accuracy),
     "accuracy-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="DETR-ENACT")),
     "accuracy-Conditional-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="Conditional-DETR-ENACT")),
     "accuracy-Anchor-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="Anchor-DETR-ENACT")),
-    "fidelity": Table(FIDELITY, partial(fidelity, cell=partial(spread, key="AP"), plain=True)),
-    "fidelity-errors": Table(FIDELITY, partial(fidelity, cell=errors)),
+    "fidelity": Table(("fidelity-cpu", "fidelity-context-cpu"), fidelity),
+    "warmstart": Table(("warmstart-cpu",), warmstart),
     "regions": Table(("regions-cpu",), regions),
     "information": Table(("information-cpu",), information),
     "tradeoff": Table(("tradeoff-cpu",), tradeoff),

@@ -31,6 +31,7 @@ DEMO = {
     "num_workers": 0,  # an image takes a millisecond, and on few cores workers take it from the training
 }
 
+DEFAULT = "(default: %(default)s)"  # for options that tell no more than it
 CLUSTERING = ("clustering", "smoothing_sigma", "scan", "band", "size_bias", "capacity")  # ENACT's options
 
 
@@ -104,8 +105,10 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
         help="images, videos, folders, patterns such as 'photos/**/*.jpg' and https URLs to draw detections on; or 0 for the first "
         "camera, until Ctrl-C (a file of that name goes first)",
     )
-    group.add_argument("--information", action="store_true", help="with --predict: the self-information map beside each image")
-    group.add_argument("--score_threshold", type=float, default=0.5, help="with --predict: least score of a box that is drawn")
+    group.add_argument("--information", action="store_true", help="with --predict: maps of what the model does beside each image")
+    group.add_argument(
+        "--score_threshold", type=float, default=0.5, help=f"with --predict: least score of a box that is drawn {DEFAULT}"
+    )
     group.add_argument(
         "--save_json", action="store_true", help="with --predict: what is drawn as COCO's results, predictions.json and images.json"
     )
@@ -130,50 +133,52 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--channels_last", action=BooleanOptionalAction, default=True, help="memory format of the backbone (default: on)"
     )
     group.add_argument("--compile", action="store_true", help="torch.compile of the backbone and the decoder layers")
-    group.add_argument("--seed", type=number(int, 0, most=2**32 - 1), default=42)
+    group.add_argument("--seed", type=number(int, 0, most=2**32 - 1), default=42, help=DEFAULT)
 
 
 def _add_recipe(group: argparse._ArgumentGroup) -> None:
     positive = number(int, 1)
-    group.add_argument("--epochs", type=positive)
+    group.add_argument("--epochs", type=positive, help=DEFAULT)
     group.add_argument("--eval_every", type=positive, default=1, metavar="N", help="evaluate every N epochs, and after the last")
-    group.add_argument("--batch_size", type=positive, help="images per step and GPU")
+    group.add_argument("--batch_size", type=positive, help=f"images per step and GPU {DEFAULT}")
     group.add_argument("--accumulate", type=positive, default=1, help="batches per optimiser step (default: %(default)s)")
     group.add_argument(
         "--bucket", action=BooleanOptionalAction, default=False, help="batches of images of similar shape, which need less padding"
     )
-    group.add_argument("--lr", type=number(float, 0), default=5e-5)
-    group.add_argument("--lr_backbone", type=number(float, 0), default=1e-5)
-    group.add_argument("--lr_drop", type=positive, help="epochs after which the learning rates are divided by 10")
-    group.add_argument("--weight_decay", type=number(float, 0), default=1e-4)
-    group.add_argument("--clip_max_norm", type=number(float, 0), default=0.1, help="gradient norm; 0: no clipping")
+    group.add_argument("--lr", type=number(float, 0), default=5e-5, help=DEFAULT)
+    group.add_argument("--lr_backbone", type=number(float, 0), default=1e-5, help=DEFAULT)
+    group.add_argument("--lr_drop", type=positive, help=f"epochs after which the learning rates are divided by 10 {DEFAULT}")
+    group.add_argument("--weight_decay", type=number(float, 0), default=1e-4, help=DEFAULT)
+    group.add_argument("--clip_max_norm", type=number(float, 0), default=0.1, help=f"gradient norm; 0: no clipping {DEFAULT}")
     group.add_argument(
         "--image_size",
         type=number(int, 32, most=10_000),
         default=800,
-        help="shortest side at evaluation, which DETR's training scales follow",
+        help=f"shortest side at evaluation, which DETR's training scales follow {DEFAULT}",
     )
     group.add_argument("--no_aux_loss", action="store_true", help="a loss on the last decoder layer only")
-    group.add_argument("--set_cost_class", type=number(float, 0))
-    group.add_argument("--set_cost_bbox", type=number(float, 0), default=5.0)
-    group.add_argument("--set_cost_giou", type=number(float, 0), default=2.0)
-    group.add_argument("--cls_loss_coef", type=number(float, 0))
-    group.add_argument("--bbox_loss_coef", type=number(float, 0), default=5.0)
-    group.add_argument("--giou_loss_coef", type=number(float, 0), default=2.0)
+    group.add_argument("--set_cost_class", type=number(float, 0), help=DEFAULT)
+    group.add_argument("--set_cost_bbox", type=number(float, 0), default=5.0, help=DEFAULT)
+    group.add_argument("--set_cost_giou", type=number(float, 0), default=2.0, help=DEFAULT)
+    group.add_argument("--cls_loss_coef", type=number(float, 0), help=DEFAULT)
+    group.add_argument("--bbox_loss_coef", type=number(float, 0), default=5.0, help=DEFAULT)
+    group.add_argument("--giou_loss_coef", type=number(float, 0), default=2.0, help=DEFAULT)
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     positive = number(int, 1)
-    group.add_argument("--backbone", type=backbone_name, choices=BACKBONES)
-    group.add_argument("--backbone_weights", default="default", metavar="default|none|PATH", help="ImageNet weights or none")
+    group.add_argument("--backbone", type=backbone_name, choices=BACKBONES, help=DEFAULT)
+    group.add_argument(
+        "--backbone_weights", default="default", metavar="default|none|PATH", help="ImageNet's, none, or those of a file"
+    )
     group.add_argument("--dilation", action=BooleanOptionalAction, help="dilate the last stage (DC5)")
     group.add_argument("--last_stage", type=int, choices=(2, 3, 4), default=4, help="ResNet stage whose features are used: 4 is C5")
-    group.add_argument("--hidden_dim", type=positive, default=256)
-    group.add_argument("--nheads", type=positive, default=8)
-    group.add_argument("--dim_feedforward", type=positive)
-    group.add_argument("--enc_layers", type=positive, default=6)
-    group.add_argument("--dec_layers", type=positive, default=6)
-    group.add_argument("--dropout", type=number(float, 0))
+    group.add_argument("--hidden_dim", type=positive, default=256, help=DEFAULT)
+    group.add_argument("--nheads", type=positive, default=8, help=DEFAULT)
+    group.add_argument("--dim_feedforward", type=positive, help=DEFAULT)
+    group.add_argument("--enc_layers", type=positive, default=6, help=DEFAULT)
+    group.add_argument("--dec_layers", type=positive, default=6, help=DEFAULT)
+    group.add_argument("--dropout", type=number(float, 0), help=DEFAULT)
 
 
 def add_query_options(parser: Parser, num_queries: int) -> None:
