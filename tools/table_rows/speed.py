@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from benchmarks.lib.methods import METHODS as COMPARED
+from benchmarks.speed.compare import COLUMNS
 from tools.detectors import options as detector_options
 
 from .cells import MISSING, Content, Rows, Table, percent, pick, plain_name, share_of, spread, times
@@ -189,6 +191,15 @@ def masks(content: Content) -> Rows:
     return rows
 
 
+def methods(content: Content) -> Rows:
+    """What every method costs on one backbone, and its published precision."""
+    published = {method.name: method.published for method in COMPARED}
+    rows = [["method", *COLUMNS, "published AP on COCO (backbone, epochs)"]]
+    for r in content["results"]:
+        rows.append([r["name"], *(cell(r) for cell in COLUMNS.values()), str(published[r["name"]] or MISSING)])
+    return rows
+
+
 def versions(content: Content) -> Rows:
     rows = [["detector", "clusters", "training step", "inference"]]
     return rows + [
@@ -211,6 +222,7 @@ TABLES = {
     "cost-Sparse-DETR": Table(("cost-cpu",), partial(cost, detectors=("Sparse-DETR",))),
     "cost-DAC-DETR": Table(("cost-cpu",), partial(cost, detectors=("DAC-DETR",))),
     "cost-PnP-DETR": Table(("cost-PnP-DETR-cpu",), partial(cost, detectors=("PnP-DETR",))),
+    "methods": Table(("compare-cost-cpu",), methods),
     "sampling": Table(("sampling-cpu",), sampling),
     "deformable-layer": Table(("deformable-cpu",), deformable_layer),
     "deformable-encoder": Table(("deformable-cpu",), deformable_encoder),
