@@ -29,10 +29,12 @@ def fidelity(*contents: Content) -> Rows:
         rows[0] += [f"{plain_name(r['detector'])}, {task}: AP", "clusters M", "errors"]
         plain += [f"{r['AP_plain']:.1f}", MISSING, MISSING]
     rows.append(plain)
-    for variant in records[0][1]["variants"]:
+    for variant in dict.fromkeys(variant for _, r in records for variant in r["variants"]):
         cells = [f"`{variant}`"]
         for _, r in records:
-            found = r["variants"][variant]
+            if not (found := r["variants"].get(variant)):
+                cells += [MISSING] * 3
+                continue
             loss = with_spread(found["AP_to_plain"], found["AP_to_plain_spread"]).replace("-", "−")
             clusters, errors = ([layer[key] for layer in found["layers"]] for key in ("M", "error"))
             cells += [loss, ", ".join(f"{M:.0f}" for M in clusters), ", ".join(f"{error:.2f}" for error in errors)]
