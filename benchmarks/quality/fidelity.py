@@ -59,6 +59,7 @@ from common.evaluation.evaluate import evaluate_all
 from tools.detectors import DETECTORS
 
 NAME = "quality/fidelity"
+DEMO_SEEDS = (42,)
 
 
 def attentions(model: nn.Module) -> list[str]:
@@ -227,7 +228,7 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plain_demos(detectors: list[str], task: str, args: Namespace, seeds: Sequence[int] = (42,)) -> list[str]:
+def plain_demos(detectors: list[str], task: str, args: Namespace, seeds: Sequence[int] = DEMO_SEEDS) -> list[str]:
     """The checkpoints of the plain demos that ``accuracy.py`` keeps, trained where they are missing."""
     argv = ["--clustering", "none", "--sigmas", "--seeds", *map(str, seeds), "--task", task, "--detector", *detectors]
     chosen = accuracy.parse(argv + ["--quick"] * args.quick)
@@ -244,7 +245,7 @@ def parse(argv: list[str]) -> Namespace:
     where = "without --checkpoint: the built-in shapes that --detector was trained on (default: %(default)s)"
     source.add_argument("--task", choices=TASKS, default=OUTLINE, help=where)
     parser.add_argument(
-        "--demo_seeds", type=number(int, 0), nargs="+", default=[42], metavar="SEED", help="of the plain demos (default: 42)"
+        "--demo_seeds", type=number(int, 0), nargs="+", default=DEMO_SEEDS, metavar="SEED", help="of the plain demos (default: 42)"
     )
     parser.add_argument("--coco_path", type=Path, help="with --checkpoint: data in COCO's format (default: those of its training)")
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=[*VARIANTS], help="default: all")

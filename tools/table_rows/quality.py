@@ -2,8 +2,6 @@
 
 from functools import partial
 
-from benchmarks.lib.seeds import with_spread
-
 from .cells import MISSING, Content, Rows, Table, difference, percent, plain_name, share_of, spread, times
 
 TASKS = {"outline": "shapes", "context": "context"}
@@ -35,7 +33,7 @@ def fidelity(*contents: Content) -> Rows:
             if not (found := r["variants"].get(variant)):
                 cells += [MISSING] * 3
                 continue
-            loss = with_spread(found["AP_to_plain"], found["AP_to_plain_spread"]).replace("-", "−")
+            loss = spread(found, "AP_to_plain").replace("-", "−")
             clusters, errors = ([layer[key] for layer in found["layers"]] for key in ("M", "error"))
             cells += [loss, ", ".join(f"{M:.0f}" for M in clusters), ", ".join(f"{error:.2f}" for error in errors)]
         rows.append(cells)
@@ -46,8 +44,7 @@ def warmstart(content: Content) -> Rows:
     """A row per detector and clustering; without clustering nothing is drawn, and AP before has no spread."""
     rows = [["plain demo of", "`--clustering`", "AP", f"after {content['settings']['epochs']} epoch of fine-tuning"]]
     for r in content["results"]:
-        cells = [with_spread(r[key], r[f"{key}_spread"]) for key in ("AP_before", "AP_after")]
-        rows.append([f"`{r['detector']}`", r["clustering"], *cells])
+        rows.append([f"`{r['detector']}`", r["clustering"], *(spread(r, key) for key in ("AP_before", "AP_after"))])
     return rows
 
 

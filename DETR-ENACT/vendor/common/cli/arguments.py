@@ -31,7 +31,7 @@ DEMO = {
     "num_workers": 0,  # an image takes a millisecond, and on few cores workers take it from the training
 }
 
-DEFAULT = "(default: %(default)s)"  # for options that tell no more than it
+DEFAULT = "(default: %(default)s)"  # how an option's help ends, or all of it
 CLUSTERING = ("clustering", "smoothing_sigma", "scan", "band", "size_bias", "capacity")  # ENACT's options
 
 
@@ -94,7 +94,7 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
         "--val_share",
         type=number(float, 0, exclusive=True, most=0.9),
         default=0.2,
-        help="share of images to validate on, drawn by --seed, where the folder does not tell them apart (default: %(default)s)",
+        help=f"share of images to validate on, drawn by --seed, where the folder does not tell them apart {DEFAULT}",
     )
     group.add_argument("--demo", action="store_true", help="a small model and a short schedule on the built-in shapes dataset")
     group.add_argument("--eval", action="store_true", help="evaluate the checkpoint given with --resume")
@@ -115,7 +115,7 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument("--resume", metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL")
     group.add_argument("--export", type=Path, metavar="PATH", help="write the resumed checkpoint: .pth, .onnx or .pt2")
     group.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")
-    group.add_argument("--output_dir", type=Path, default=Path("runs") / name, help="folder to write to (default: %(default)s)")
+    group.add_argument("--output_dir", type=Path, default=Path("runs") / name, help=f"folder to write to {DEFAULT}")
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
@@ -141,7 +141,7 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=positive, help=DEFAULT)
     group.add_argument("--eval_every", type=positive, default=1, metavar="N", help="evaluate every N epochs, and after the last")
     group.add_argument("--batch_size", type=positive, help=f"images per step and GPU {DEFAULT}")
-    group.add_argument("--accumulate", type=positive, default=1, help="batches per optimiser step (default: %(default)s)")
+    group.add_argument("--accumulate", type=positive, default=1, help=f"batches per optimiser step {DEFAULT}")
     group.add_argument(
         "--bucket", action=BooleanOptionalAction, default=False, help="batches of images of similar shape, which need less padding"
     )
@@ -184,7 +184,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 def add_query_options(parser: Parser, num_queries: int) -> None:
     """Options of the detectors with one position embedding per pixel and one learned embedding per query."""
     parser.add_argument("--position_embedding", choices=("sine", "learned"), default="sine", help="of the pixels")
-    parser.add_argument("--num_queries", type=number(int, 1), default=num_queries, help="most objects found (default: %(default)s)")
+    parser.add_argument("--num_queries", type=number(int, 1), default=num_queries, help=f"most objects found {DEFAULT}")
 
 
 def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
@@ -195,13 +195,13 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
         choices=("region", "region+", "window", "none"),
         default="region",
         help="the paper's regions, the same with --scan band and --size_bias, the released code's windows, or the plain detector "
-        "(default: %(default)s)",
+        + DEFAULT,
     )
     group.add_argument(
         "--smoothing_sigma",
         type=number(float, 1, most=1000),
         default=smoothing_sigma,
-        help="deviation of the Gaussian that smooths the information (default: %(default)s)",
+        help=f"deviation of the Gaussian that smooths the information {DEFAULT}",
     )
     group.add_argument(
         "--scan",
