@@ -40,7 +40,7 @@ vendor: ## copy common/ (and enact/ where used) into every detector's vendor/
 	$(PYTHON) tools/vendor.py
 
 figures: $(STAMP) ## draw the pictures of the demo in images/ anew
-	$(RUN) tools/figures.py --draw demo_detections scans
+	$(RUN) tools/figures.py --draw demo_detections scans detector
 
 tables: ## write the tables of the Markdown files anew from benchmarks/results
 	$(PYTHON) tools/tables.py

@@ -1,6 +1,6 @@
-"""Draws the pictures of `images/` from a trained demo: the framework of ENACT, clusters by scan, and a sheet of detections.
+"""Draws the pictures of `images/` from a trained demo: the framework of ENACT, clusters by scan, detections, what a detector does.
 
-`make demo` trains it, and `make figures` draws those of it; the framework shows another one (`images/README.md`).
+`make demo` trains it, and `make figures` draws those of it; others show other demos (`images/README.md`).
 """
 
 import sys
@@ -36,7 +36,7 @@ from tools.scans_figure import draw_scans
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "runs" / "demo" / "checkpoint.pth"
 PICTURES, COLUMNS, WIDTH = 6, 2, 1600
-NAMES = ("demo_detections", "enact_framework", "scans")
+NAMES = ("demo_detections", "detector", "enact_framework", "scans")
 EVERY_PIXEL = Variant("", (), lambda pixels, clusters, generator: torch.arange(pixels))  # a cluster for itself
 
 
@@ -98,13 +98,17 @@ def clusters_by_scan(checkpoint: Path, image: np.ndarray, layer: int) -> dict[st
     return found
 
 
+def read_pictures(folder: Path) -> list[np.ndarray]:
+    """Those that a demo has drawn at its end: (H, W, 3) uint8 RGB each."""
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise UserError(f"{folder} holds no pictures: run `make demo` to its end, which draws them")
+    return [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
+
+
 def draw_detections_sheet(pictures: Path) -> np.ndarray:
     """The first pictures of a demo, unselected, on one sheet: (H, W, 3) uint8 RGB."""
-    paths = sorted(pictures.glob("*.png"))[:PICTURES]
-    if not paths:
-        raise UserError(f"{pictures} holds no pictures: run `make demo` to its end, which draws them")
-    panels = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
-    sheet = contact_sheet(panels, COLUMNS)
+    sheet = contact_sheet(read_pictures(pictures)[:PICTURES], COLUMNS)
     size = WIDTH, round(WIDTH / sheet.shape[1] * sheet.shape[0])
     return cv2.resize(sheet, size, interpolation=cv2.INTER_AREA)
 
@@ -113,6 +117,8 @@ def draw(name: str, checkpoint: Path, image: np.ndarray, layer: int) -> Figure |
     """One of the pictures of `images/`."""
     if name == "demo_detections":
         return draw_detections_sheet(checkpoint.parent / "pictures")
+    if name == "detector":  # the last picture, whose shapes lie apart from each other
+        return read_pictures(checkpoint.parent / "pictures")[-1]
     if name == "enact_framework":
         return draw_framework(observe(checkpoint, image, layer))
     found = clusters_by_scan(checkpoint, image, layer)
@@ -131,7 +137,10 @@ def run(argv: list[str]) -> None:
     if not args.checkpoint.is_file():
         raise UserError(f"the checkpoint {args.checkpoint} does not exist: run `make demo` first")
     image = cv2.cvtColor(draw_image(0, "val", args.image, args.image_size)[0], cv2.COLOR_BGR2RGB)
-    pictures = {args.output / f"{name}.png": draw(name, args.checkpoint, image, args.layer) for name in args.draw}
+    pictures = {name: draw(name, args.checkpoint, image, args.layer) for name in args.draw}
+    if "detector" in pictures:
+        pictures[load_checkpoint(args.checkpoint).get("detector", "detector").lower()] = pictures.pop("detector")
+    pictures = {args.output / f"{name}.png": picture for name, picture in pictures.items()}
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         for path, picture in pictures.items():

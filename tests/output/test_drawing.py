@@ -179,6 +179,14 @@ def test_detection_panel_keeps_the_resolution_of_a_photo(size):
         assert (framed == PALETTE[3]).all() and thickness > 2
 
 
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_chosen_pixels_stand_in_the_row_or_have_their_own(chosen):
+    """One map of bools is a picture beside the others; of several, as of several levels, a second row is clearer."""
+    maps = {"x": np.eye(4)} | {str(i): np.eye(4, dtype=bool) for i in range(chosen)}
+    height, width = detection_panel(blank(SMALL, SMALL), [], [], maps=maps).shape[:2]
+    assert (width // SMALL, height // SMALL) == ((3, 1) if chosen == 1 else (2, 2))
+
+
 def test_contact_sheet_shows_every_panel_once():
     """Panels of different sizes go row by row into a grid, none cut or lost."""
     sheet = contact_sheet([blank(10, 30), blank(20, 10), blank(5, 5)], columns=2)

@@ -40,9 +40,11 @@ def test_the_figure_shows_what_the_layer_computes(checkpoint):
 
 
 def test_pictures_are_written_to_the_output_folder(checkpoint, tmp_path):
-    """`make figures` leaves them at the width of a README."""
+    """`make figures` leaves them at the width of a README; a detector's is the demo's own, under the detector's name."""
     assert figures.main(["--checkpoint", str(checkpoint), "--image_size", "96", "--output", str(tmp_path / "new")]) == 0
+    detector = torch.load(checkpoint, weights_only=True)["detector"].lower()
     assert {p.name: cv2.imread(str(p)).shape[1] for p in (tmp_path / "new").iterdir()} == {
+        f"{detector}.png": 80,
         "enact_framework.png": 1600,
         "scans.png": 1600,
         "demo_detections.png": 1600,

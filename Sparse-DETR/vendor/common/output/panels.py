@@ -64,7 +64,7 @@ def detection_panel(
     masks: np.ndarray | None = None,
     panoptic: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """Return the panel [ground truth |] detections [| panoptic map] [| maps] of one image; maps of bools in a row below.
+    """Return the panel [ground truth |] detections [| panoptic map] [| maps] of one image; several maps of bools in a row below.
 
     All have the image's own resolution; a small image is enlarged before anything is drawn, so that lines and letters are crisp.
     As in Figure 4 of the paper, the detections reappear on the maps in the same colours. Of bools, the image itself shows where
@@ -103,7 +103,8 @@ def detection_panel(
             # Some colours resemble the map's: a dark line along the inside sets the frame off.
             draw_frame(picture, visible[i], BLACK, thickness + max(1, thickness // 2))
             draw_frame(picture, visible[i], PALETTE[int(labels[i]) % len(PALETTE)], thickness)
-    panels = [panel(list(row.values()), list(row)) for row in (pictures, chosen) if row]
+    rows = (pictures | chosen,) if len(chosen) == 1 else (pictures, chosen)
+    panels = [panel(list(row.values()), list(row)) for row in rows if row]
     return panels[0] if len(panels) == 1 else contact_sheet(panels)
 
 
