@@ -115,9 +115,7 @@ def test_counts_and_lengths_are_those_of_the_models_clusters(clustered, dataset,
 def test_a_model_with_windows_is_measured_in_regions(clustered, dataset, tmp_path):
     """The first layer sees the same features whatever follows, so the regions there are those of the model with regions."""
     images = images_of(dataset / "val2017", 5)
-    region, window = (
-        load(tiny_checkpoint(tmp_path / kind, clustered, 1, "--clustering", kind)) for kind in ("region", "window")
-    )
+    region, window = (load(tiny_checkpoint(tmp_path / kind, clustered, 1, "--clustering", kind)) for kind in ("region", "window"))
     assert (region.args.clustering, window.args.clustering) == ("region", "window")
     assert measure(region, images)["layers"][0] == measure(window, images)["layers"][0]
 

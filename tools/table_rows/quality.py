@@ -1,10 +1,21 @@
-"""The tables of precision and of what clusters are like: as in `speed.py`."""
+"""The tables of precision and of what clusters are like, and the one of the front page: as in `speed.py`."""
 
 from functools import partial
 
-from .cells import MISSING, Content, Rows, Table, difference, percent, plain_name, share_of, spread, times
+from benchmarks.lib.cli import describe
+from benchmarks.lib.methods import Published
+
+from .cells import MISSING, Content, Rows, Table, difference, percent, pick, plain_name, share_of, spread, times
 
 TASKS = {"outline": "shapes", "context": "context"}
+# What the front page shows of every detector: a method, and the same with ENACT.
+FRONT = (
+    *((name, f"{name} + ENACT") for name in ("DETR", "Conditional DETR", "Anchor DETR")),
+    ("PnP-DETR, 1/3", "PnP-DETR + ENACT, 1/3"),
+    ("Deformable DETR",),
+    ("Sparse DETR, ρ = 0.1",),
+    ("DAC-DETR",),
+)
 
 
 def accuracy(content: Content, detector: str | None = None) -> Rows:
@@ -73,6 +84,40 @@ def tradeoff(content: Content) -> Rows:
     return rows
 
 
+def compare(content: Content) -> Rows:
+    """What every method reaches on the machine of the file, in equal epochs and in equal time."""
+    epochs, minutes = (content["settings"][key] for key in ("epochs", "minutes"))
+    rows = [["method", f"AP, {epochs} epochs", "AP50", "minutes", f"AP, {minutes:g} minutes", "epochs", "encoder MFLOPs"]]
+    for r in content["results"]:
+        here = r["machines"][describe(content["machine"])]
+        within = [spread(here["minutes"], "AP"), f"{here['minutes']['epochs']:.0f}"] if "minutes" in here else [MISSING] * 2
+        cells = [spread(r, "AP"), f"{r['AP50']:.1f}", f"{here['epochs']['minutes']:.1f}", *within]
+        rows.append([r["name"], *cells, f"{1e3 * r['gflops']['encoder']:.3g}"])
+    return rows
+
+
+def front(cost: Content, quality: Content) -> Rows:
+    """One row per detector, what ENACT makes of it behind an arrow: published precision, cost, and precision on the shapes."""
+    reached_in = f"AP on the shapes, {quality['settings']['minutes']:g} minutes"
+    rows = [["folder", "method", "published AP on COCO", "GFLOPs, encoder", "training step (s)", "the same (GiB)", reached_in]]
+    for names in FRONT:
+        costs, qualities = ([pick(content["results"], name=name) for name in names] for content in (cost, quality))
+        published = [Published(**r["published"]) for r in qualities if r["published"]]
+        within = [r["machines"][describe(quality["machine"])].get("minutes") for r in qualities]
+        cells = [
+            [str(found.AP) for found in published],
+            [f"{r['gflops']['encoder']:.3g}" for r in costs],
+            [f"{r['train']:.3g}" for r in costs],
+            [f"{r['memory'] / 2**30:.3g}" for r in costs],
+            [spread(found, "AP") if found else MISSING for found in within],
+        ]
+        known, *others = map(" → ".join, cells)
+        training = str(published[0]).partition(" ")[2]
+        folder = qualities[0]["detector"]
+        rows.append([f"[`{folder}`]({folder}/README.md)", names[0], f"{known} {training}", *others])
+    return rows
+
+
 TABLES = {
     "accuracy": Table(("accuracy-cpu",), accuracy),
     "accuracy-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="DETR-ENACT")),
@@ -83,4 +128,6 @@ TABLES = {
     "regions": Table(("regions-cpu",), regions),
     "information": Table(("information-cpu",), information),
     "tradeoff": Table(("tradeoff-cpu",), tradeoff),
+    "compare": Table(("compare-cpu",), compare),
+    "front": Table(("compare-cost-cpu", "compare-cpu"), front),
 }
