@@ -89,7 +89,7 @@ def test_no_tensor_has_the_size_of_the_materialised_weights():
 
 def one_pixel_per_cluster(monkeypatch) -> None:
     monkeypatch.setattr(
-        "enact.clustering._regions",
+        "enact.clustering.at_bends",
         lambda bends, lengths: (torch.arange(bends.shape[1]).expand(bends.shape), lengths.clone()),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lib.charts import BLUE, GREEN, PURPLE, VERMILION
+from benchmarks.lib.charts import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from enact import clustering
 
 PLAIN = ("--clustering", "none")
@@ -56,6 +56,9 @@ VARIANTS = {
     "band": Variant(_pale(GREEN, 0.5), (*REGION, "--scan", "band")),
     "region+": Variant(GREEN, ("--clustering", "region+")),
     "region+, \u03c3 = 2": Variant(0.75 * GREEN, ("--clustering", "region+", "--smoothing_sigma", "2")),
+    "region, steps": Variant(ORANGE, (*REGION, "--cuts", "steps")),
+    "region+, steps": Variant(0.75 * ORANGE, ("--clustering", "region+", "--cuts", "steps")),
+    "region+, steps, \u03c3 = 2": Variant(0.5 * ORANGE, ("--clustering", "region+", "--cuts", "steps", "--smoothing_sigma", "2")),
     "window": Variant(VERMILION, ("--clustering", "window")),
     "uniform": Variant(PURPLE, REGION, uniform_cuts),
     "random": Variant(_pale(PURPLE, 0.5), REGION, random_cuts),
@@ -69,7 +72,7 @@ def cutting(variant: Variant, generator: torch.Generator) -> Iterator[None]:
     if variant.cuts is None:
         yield
         return
-    regions = clustering._regions
+    regions = clustering.at_bends
 
     def cut(bends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         starts = torch.zeros_like(bends, dtype=torch.long)
@@ -77,5 +80,5 @@ def cutting(variant: Variant, generator: torch.Generator) -> Iterator[None]:
             row[variant.cuts(length, count, generator).to(row.device)] = 1
         return starts.cumsum(1) - 1, starts.sum(1)
 
-    with patch.object(clustering, "_regions", cut):
+    with patch.object(clustering, "at_bends", cut):
         yield

@@ -9,6 +9,7 @@ The methods share one set of weights and run in one process, in turn, so that a 
 - plain math: the same with the kernel that materialises the N x N matrix, as the paper's baselines did; left out where the matrix
   does not fit into the memory;
 - region, region+, window: the detector's clustered attention;
+- region+, steps: the same with ``cuts="steps"``, of multi-head attention;
 - window loop: the simplest implementation of window, a Python loop over the images (``window_loop.py``), of multi-head attention.
 
 ``--detector`` chooses the layer: DETR and Conditional DETR have the same one, Anchor DETR has row-column decoupled attention, which
@@ -42,7 +43,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.lib.charts import BLUE, GREEN, GREY, PURPLE, VERMILION, label_curves, scaling_axes
+from benchmarks.lib.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, label_curves, scaling_axes
 from benchmarks.lib.cli import build_parser, complete, describe, main, save
 from benchmarks.lib.measure import machine, peak_memory, seconds
 from benchmarks.speed.attention_methods import DECOUPLED, LOOP, MATH, METHODS, PLAIN, REGION, WINDOW, Method, build_methods
@@ -52,7 +53,8 @@ from enact import record
 from tools.detectors import options
 
 NAME = "speed/attention"
-STYLES = dict(zip(METHODS, ((GREY, "o-"), (PURPLE, "D--"), (BLUE, "s-"), (GREEN, "P-"), (VERMILION, "^-"), ("0.6", "v--"))))
+COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, "0.6")
+STYLES = dict(zip(METHODS, zip(COLOURS, ("o-", "D--", "s-", "P-", "X-", "^-", "v--"))))
 MEASURES = {  # title, unit, and the factor from seconds or bytes to it
     "forward": ("forward", "ms", 1e3),
     "forward_backward": ("forward + backward", "ms", 1e3),

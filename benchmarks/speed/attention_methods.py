@@ -20,8 +20,16 @@ from benchmarks.speed.window_loop import WindowLoop
 from common.models.positions import PositionEmbeddingSine, sine_embedding
 from enact import ClusteredAttention
 
-PLAIN, MATH, REGION, PLUS, WINDOW, LOOP = METHODS = ("plain", "plain math", "region", "region+", "window", "window loop")
-CLUSTERED = REGION, PLUS, WINDOW
+PLAIN, MATH, REGION, PLUS, STEPS, WINDOW, LOOP = METHODS = (
+    "plain",
+    "plain math",
+    "region",
+    "region+",
+    "region+, steps",
+    "window",
+    "window loop",
+)
+CLUSTERED = {name: {"clustering": name} for name in (REGION, PLUS, WINDOW)}
 DECOUPLED = "Anchor-DETR-ENACT"
 
 
@@ -56,7 +64,8 @@ def _multi_head(args: Namespace, height: int, width: int, device: torch.device) 
     positions = PositionEmbeddingSine(args.hidden_dim)(_no_padding(args, height, width, device)).flatten(1, 2)
     plain = nn.MultiheadAttention(args.hidden_dim, args.nheads, batch_first=True, device=device)
     how = {"smoothing_sigma": args.smoothing_sigma, "feature_size": (height, width)}
-    clustered = {c: ClusteredAttention.from_attention(plain, clustering=c, **how) for c in CLUSTERED}
+    options = CLUSTERED | {STEPS: CLUSTERED[PLUS] | {"cuts": "steps"}}
+    clustered = {name: ClusteredAttention.from_attention(plain, **chosen, **how) for name, chosen in options.items()}
     prob = nn.Linear(args.hidden_dim, 1, device=device)
     for module in clustered.values():
         _share(prob, module.W_prob)
@@ -79,12 +88,11 @@ def _decoupled(args: Namespace, height: int, width: int, device: torch.device) -
     row, col = sine_embedding(across, args.hidden_dim)[None, None], sine_embedding(down, args.hidden_dim)[None, :, None]
     plain = RCDA(args.hidden_dim, args.nheads).to(device)
     modules = {PLAIN: plain}
-    for clustering in CLUSTERED:
-        rcda = ClusteredRCDA(args.hidden_dim, args.nheads, clustering, smoothing_sigma=args.smoothing_sigma)
-        modules[clustering] = rcda.to(device)
-        modules[clustering].in_proj_weight, modules[clustering].in_proj_bias = plain.in_proj_weight, plain.in_proj_bias
-        modules[clustering].out_proj = plain.out_proj
-        _share(modules[REGION].W_prob, modules[clustering].W_prob)
+    for name, chosen in CLUSTERED.items():
+        rcda = ClusteredRCDA(args.hidden_dim, args.nheads, smoothing_sigma=args.smoothing_sigma, **chosen).to(device)
+        modules[name] = rcda
+        rcda.in_proj_weight, rcda.in_proj_bias, rcda.out_proj = plain.in_proj_weight, plain.in_proj_bias, plain.out_proj
+        _share(modules[REGION].W_prob, rcda.W_prob)
 
     def method(module: nn.Module) -> Method:
         def attend(features: Tensor) -> Tensor:

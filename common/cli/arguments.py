@@ -32,7 +32,7 @@ DEMO = {
 }
 
 DEFAULT = "(default: %(default)s)"  # how an option's help ends, or all of it
-CLUSTERING = ("clustering", "smoothing_sigma", "scan", "band", "size_bias", "capacity")  # ENACT's options
+CLUSTERING = ("clustering", "smoothing_sigma", "scan", "band", "size_bias", "cuts", "capacity")  # ENACT's options
 
 
 class Parser(argparse.ArgumentParser):
@@ -212,6 +212,13 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
     group.add_argument("--band", type=number(int, 1), metavar="ROWS", help="of --scan band (default: follows sigma)")
     group.add_argument(
         "--size_bias", action=BooleanOptionalAction, help="a cluster counts as its pixels together (default: off; of region+ on)"
+    )
+    group.add_argument(
+        "--cuts",
+        choices=("bends", "steps"),
+        default="bends",
+        help="begin clusters where the information bends as in the paper, or, as many, where neighbouring keys differ most "
+        + DEFAULT,
     )
     group.add_argument(
         "--capacity",

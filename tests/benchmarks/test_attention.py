@@ -10,14 +10,16 @@ import torch
 from benchmarks.lib.cli import main
 from benchmarks.lib.measure import peak_memory
 from benchmarks.speed.attention import NAME, build_features, feature_map, fits, parse, run
-from benchmarks.speed.attention_methods import LOOP, MATH, METHODS, PLAIN, WINDOW, build_methods
+from benchmarks.speed.attention_methods import LOOP, MATH, METHODS, PLAIN, STEPS, WINDOW, build_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SMALL = ["--hidden_dim", "16", "--nheads", "2", "--device", "cpu"]
 
 
-@pytest.mark.parametrize(("detector", "variant", "left_out"), [("DETR-ENACT", "", ()), ("Anchor-DETR-ENACT", "-rcda", (LOOP,))])
+@pytest.mark.parametrize(
+    ("detector", "variant", "left_out"), [("DETR-ENACT", "", ()), ("Anchor-DETR-ENACT", "-rcda", (LOOP, STEPS))]
+)
 def test_the_attention_benchmark_runs_from_anywhere_and_writes_numbers_and_chart(detector, variant, left_out, tmp_path):
     """The command of the docs works as it stands, outside the repository too, and its file holds what the table shows."""
     output = tmp_path / "results"

@@ -34,7 +34,7 @@ def test_the_cases_share_their_weights():
     assert all(torch.equal(value, other[name]) for name, value in own.items())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "enact.clustering._regions",
+            "enact.clustering.at_bends",
             lambda bends, lengths: (torch.arange(bends.shape[1]).expand(bends.shape), lengths.clone()),
         )
         torch.testing.assert_close(clustered.eval()(*inputs), plain.eval()(*inputs), rtol=0, atol=1e-5)

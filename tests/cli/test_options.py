@@ -163,6 +163,7 @@ TRAIN_PAIR = ["--train_images", "a", "--train_annotations", "a.json"]
         ([*DATA, "--hidden_dim", "100"], ("--hidden_dim 100", "--nheads 8")),
         ([*DATA, "--hidden_dim", "6", "--nheads", "2"], ("--hidden_dim 6", "divisible by 4")),
         ([*DATA, "--dilation", "--last_stage", "3"], ("--dilation", "--last_stage 3")),
+        ([*DATA, "--clustering", "window", "--cuts", "steps"], ("--clustering window", "--cuts")),
         ([*DATA, "--dropout", "1"], ("--dropout 1",)),
     ],
 )

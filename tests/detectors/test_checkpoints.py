@@ -271,7 +271,7 @@ def test_with_one_pixel_per_cluster_a_warm_start_is_the_plain_model(clustered, m
     [report] = load_model(pooled, plain.state_dict(), "x.pth", ["W_prob"])
     assert "W_prob" in report
     monkeypatch.setattr(
-        "enact.clustering._regions",
+        "enact.clustering.at_bends",
         lambda bends, lengths: (torch.arange(bends.shape[1]).expand(bends.shape), lengths.clone()),
     )
     torch.testing.assert_close(outputs(pooled), outputs(plain), rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ from tools.detectors import DETECTORS
 
 # The form with the most that cannot be traced easily.
 FORMS = {
-    "DETR-ENACT": ("region", "--capacity", "auto"),
+    "DETR-ENACT": ("region", "--clustering", "region+", "--cuts", "steps", "--capacity", "auto"),
     "Conditional-DETR-ENACT": ("window", "--capacity", 20),
     "Anchor-DETR-ENACT": ("region", "--capacity", "auto"),
     "Sparse-DETR": ("sparse",),

@@ -54,16 +54,18 @@ def test_the_surplus_joins_the_last_cluster(clustering):
 def test_nothing_waits_for_the_device(clustering):
     """Protects the point of a capacity; an exact clustering waits once."""
     src, padding = padded_batch()
-    for capacity, waits in ((None, 1), ("auto", 0)):
-        module = attention(clustering, capacity)
+    cases = [({}, 1), ({"capacity": "auto"}, 0)] + [({"capacity": "auto", "cuts": "steps"}, 0)] * (clustering == "region")
+    for options, waits in cases:
+        module = attention(clustering, **{"capacity": None} | options)
         with Synchronisations() as counted:
             module(src, src, src, padding, need_weights=False)
         assert sum(counted.found.values()) == waits
 
 
-def test_compiles_as_one_graph():
+@pytest.mark.parametrize("cuts", ["bends", "steps"])
+def test_compiles_as_one_graph(cuts):
     """``torch.compile(fullgraph=True)`` with its own backend, for batches of different sizes."""
-    module = attention("region", "auto", torch.float32)
+    module = attention("region", "auto", torch.float32, cuts=cuts)
     compiled = torch.compile(module, fullgraph=True, dynamic=True)
     src, padding = padded_batch(torch.float32)
     for rows in (slice(0, 3), slice(1, 3)):

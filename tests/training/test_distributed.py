@@ -49,14 +49,16 @@ def one(options: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 
 def assert_trained_alike(a: Path, b: Path, outliers: float = 0.0) -> None:
-    """Equal weights to 1e-5, but for a share of outliers, and equal losses; errors are means over batches and may differ."""
+    """Equal weights to 1e-5 and equal losses; errors are means over batches and may differ. Of a share of outliers, one step may go
+    the other way, which moves the losses a little.
+    """
     ours, theirs = (read_checkpoint(folder / "checkpoint.pth")["model"] for folder in (a, b))
     assert ours.keys() == theirs.keys()
     apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
-    assert (apart > 1e-5).float().mean() <= outliers and apart.max() < LR
+    assert (apart > 1e-5).float().mean() <= outliers and apart.max() < 2.01 * LR  # AdamW steps by the sign of a gradient near zero
     log, other = (json.loads((folder / "log.txt").read_text()) for folder in (a, b))
     losses = {name: value for name, value in log.items() if name.startswith("train") and "loss" in name}
-    assert losses == pytest.approx({name: other[name] for name in losses}, rel=1e-5)
+    assert losses == pytest.approx({name: other[name] for name in losses}, rel=1e-4 if outliers else 1e-5)
     assert log["test_coco_eval_bbox"] == pytest.approx(other["test_coco_eval_bbox"], abs=5e-3 if outliers else 1e-5)
 
 

@@ -118,12 +118,14 @@ def front(cost: Content, quality: Content) -> Rows:
     return rows
 
 
+FIDELITY = ("DETR-ENACT", "Anchor-DETR-ENACT", "context-Conditional-DETR-ENACT")  # detectors, and what they were trained on
+
 TABLES = {
     "accuracy": Table(("accuracy-cpu",), accuracy),
     "accuracy-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="DETR-ENACT")),
     "accuracy-Conditional-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="Conditional-DETR-ENACT")),
     "accuracy-Anchor-DETR-ENACT": Table(("accuracy-cpu",), partial(accuracy, detector="Anchor-DETR-ENACT")),
-    "fidelity": Table(("fidelity-cpu", "fidelity-context-cpu"), fidelity),
+    "fidelity": Table(tuple(f"fidelity-{name}-cpu" for name in FIDELITY), fidelity),
     "warmstart": Table(("warmstart-cpu",), warmstart),
     "regions": Table(("regions-cpu",), regions),
     "information": Table(("information-cpu",), information),

@@ -93,12 +93,15 @@ def attention_windows(content: Content) -> Rows:
 
 def attention_plus(*contents: Content) -> Rows:
     """Clusters, time and memory of the recommended regions, as ratios to those of the paper's."""
-    rows = [["layer of", "N", "clusters M", "forward", "forward + backward", "peak memory"]]
+    rows = [["layer of", "", "N", "clusters M", "forward", "forward + backward", "peak memory"]]
     for layer, content in zip(("DETR", "Anchor-DETR"), contents, strict=True):
-        for N, methods in _methods(content).items():
-            region, plus = methods["region"], methods["region+"]
-            ratios = [times(plus[key] / region[key]) for key in ("M", "forward", "forward_backward", "memory")]
-            rows.append([layer, str(N), *ratios])
+        by_size = _methods(content)
+        for name in ("region+", "region+, steps"):
+            for N, methods in by_size.items():
+                if name in methods:
+                    region, plus = methods["region"], methods[name]
+                    ratios = [times(plus[key] / region[key]) for key in ("M", "forward", "forward_backward", "memory")]
+                    rows.append([layer, f"`{name}`", str(N), *ratios])
     return rows
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn import functional as F
 
+from .cuts import CUTS, at_bends, at_steps, in_windows
 from .information import mean_length_of_noise, self_information, smooth_and_bend
 from .scans import SCANS, places
 
@@ -114,6 +114,8 @@ class EntropyClustering(nn.Linear):
         band: rows of a band of ``scan="band"``; None: the side of a square of 2 sigma pixels, rounded up.
         size_bias: add the logarithm of a cluster's number of pixels to its logits, so that it counts as its pixels together. None:
             for "region+" alone.
+        cuts: where the clusters of a region begin: at the "bends" of the smoothed information, as in the paper; or, in as many
+            clusters, at the largest "steps" of the keys along the walk, see :mod:`enact.cuts`.
         feature_size: H, W of the map where the forward pass is not told, as in plugged-in models; None: the map is square.
 
     Raises:
@@ -129,6 +131,7 @@ class EntropyClustering(nn.Linear):
         scan: str | None = None,
         band: int | None = None,
         size_bias: bool | None = None,
+        cuts: str = "bends",
         feature_size: tuple[int, int] | None = None,
         device=None,
         dtype=None,
@@ -141,6 +144,10 @@ class EntropyClustering(nn.Linear):
             raise ValueError(f'capacity must be None, "auto" or at least 1 cluster, not {capacity!r}')
         if scan not in (None, *SCANS):
             raise ValueError(f"scan must be one of {', '.join(SCANS)}, not {scan!r}")
+        if cuts not in CUTS:
+            raise ValueError(f"cuts must be one of {', '.join(CUTS)}, not {cuts!r}")
+        if cuts == "steps" and clustering == "window":
+            raise ValueError('cuts="steps" has no meaning for windows of equal size: choose clustering="region" or "region+"')
         super().__init__(embed_dim, 1, device=device, dtype=dtype)
         better = clustering == "region+"
         self.clustering = clustering.removesuffix("+")
@@ -148,6 +155,7 @@ class EntropyClustering(nn.Linear):
         self.scan = scan or ("band" if better else "raster")
         self.band = band or math.ceil((2 * smoothing_sigma) ** 0.5)
         self.size_bias = better if size_bias is None else size_bias
+        self.cuts = cuts
         self.feature_size = feature_size
         self.capacity = capacity
         self._auto = AutoCapacity(self.clustering, smoothing_sigma)
@@ -157,7 +165,7 @@ class EntropyClustering(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        names = ("clustering", "smoothing_sigma", "capacity", "scan", "band", "size_bias")
+        names = ("clustering", "smoothing_sigma", "capacity", "scan", "band", "size_bias", "cuts")
         return ", ".join([super().extra_repr(), *(f"{name}={getattr(self, name)!r}" for name in names)])
 
     def forward(self, key: Tensor, key_padding_mask: Tensor | None = None, feature_size: tuple[int, int] | None = None) -> Clusters:
@@ -174,7 +182,8 @@ class EntropyClustering(nn.Linear):
             logits = (key.to(dtype) * self.weight.to(dtype)).contiguous().sum(-1) + self.bias.to(dtype)
             capacity = self._auto.of(key.shape[1]) if self.capacity == "auto" else self.capacity
             place = None if self.scan == "raster" else self._places(key, key_padding_mask, feature_size)
-            clusters = cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma, capacity, place)
+            steps_of = key.detach() if self.cuts == "steps" else None
+            clusters = cluster(logits, key_padding_mask, self.clustering, self.smoothing_sigma, capacity, place, steps_of)
         return replace(clusters, bias=_log_size(clusters)) if self.size_bias else clusters
 
     def _places(self, key: Tensor, key_padding_mask: Tensor | None, feature_size: tuple[int, int] | None) -> Tensor:
@@ -215,14 +224,17 @@ def cluster(
     smoothing_sigma: float,
     capacity: int | None = None,
     place: Tensor | None = None,
+    steps_of: Tensor | None = None,
 ) -> Clusters:
-    """Steps from one score per pixel, logits (B, N), to clusters and weights (eq. 3 to 7); ``place`` (B, N): where each valid pixel
-    stands in the sequence, by default in the order in which they are given.
+    """From one score per pixel to clusters and weights (eq. 3 to 7), with one device synchronisation, or none with a capacity.
 
-    One device synchronisation, or none with a capacity.
+    Args:
+        logits: (B, N) scores.
+        place: (B, N) where each valid pixel stands in the sequence; by default in the order in which they are given.
+        steps_of: (B, N, d) the keys, to cut at their steps, in as many regions; by default they are cut where information bends.
     """
     batch, n = logits.shape
-    position = torch.arange(n, device=logits.device).expand(batch, n)
+    order = position = torch.arange(n, device=logits.device).expand(batch, n)
     information = packed = self_information(logits, key_padding_mask)
     lengths = torch.full((batch,), n, device=logits.device)
     valid = None
@@ -237,10 +249,14 @@ def cluster(
     region = clustering == "region"
     radius = _radius(clustering, smoothing_sigma)
     smoothed, bends = smooth_and_bend(packed, lengths, smoothing_sigma, radius, zero_ends=not region)
-    index, count = _regions(bends, lengths)
+    index, count = at_bends(bends, lengths)
     dropped = None
     if not region:
-        index, count, dropped = _windows(lengths, count, n)
+        index, count, dropped = in_windows(lengths, count, n)
+    if capacity is not None:
+        index, count = index.clamp(max=capacity - 1), count.clamp(max=capacity)
+    if steps_of is not None:
+        index = at_steps(steps_of, order, lengths, count)
 
     if moved:
         smoothed, index = smoothed.gather(1, position), index.gather(1, position)
@@ -252,7 +268,6 @@ def cluster(
         size, ragged = max(counts), min(counts) < max(counts)
     else:
         size, ragged = capacity, True
-        index, count = index.clamp(max=size - 1), count.clamp(max=size)
     weight = _softmax_in_clusters(smoothed, index, valid, size)
     return Clusters(information, smoothed, index, weight, count, size, ragged)
 
@@ -270,29 +285,10 @@ def _packing(valid: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
     return order[:, :n], position.clamp(min=0)
 
 
-def _regions(bends: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers the maximal runs of equal sign: index (B, N) and count (B,)."""
-    behind_first = torch.arange(1, bends.shape[1], device=bends.device)
-    starts = (bends[:, 1:] != bends[:, :-1]) & (behind_first < lengths[:, None])
-    index = F.pad(starts.cumsum(1), (1, 0))
-    return index, index[:, -1] + 1
-
-
 def _log_size(clusters: Clusters) -> Tensor:
     """(B, M) logarithms of the numbers of pixels with a weight; 0 where there are none."""
     pixels = clusters.weight.new_zeros(clusters.count.shape[0], clusters.size)
     return pixels.scatter_add(1, clusters.index, (clusters.weight > 0).to(pixels.dtype)).clamp(min=1).log()
-
-
-def _windows(lengths: Tensor, regions: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Equal windows of the mean region length: index (B, N), count (B,), and dropped (B, N), True for the pixels left over."""
-    length = (lengths.double() / regions).round().long()  # half to even, as Python's round
-    count = lengths // length
-    offset = (lengths - count * length) // 2
-    shifted = torch.arange(n, device=lengths.device) - offset[:, None]
-    index = shifted.div(length[:, None], rounding_mode="floor")
-    dropped = (index < 0) | (index >= count[:, None])
-    return index.clamp(min=0).minimum(count[:, None] - 1), count, dropped
 
 
 def _softmax_in_clusters(smoothed: Tensor, index: Tensor, valid: Tensor | None, size: int) -> Tensor:

@@ -71,6 +71,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by 4 and by --nheads {args.nheads}")
     if args.dilation and args.last_stage != 4:
         raise UserError(f"--dilation dilates stage 4, which --last_stage {args.last_stage} leaves out: choose one")
+    if getattr(args, "cuts", None) == "steps" and args.clustering == "window":  # options of some detectors
+        raise UserError("--clustering window has parts of equal size, which no --cuts steps can move: pass --cuts bends")
     if args.dropout >= 1:
         raise UserError(f"--dropout {args.dropout} must be below 1")
 
