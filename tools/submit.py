@@ -1,6 +1,6 @@
 """Trains on a Slurm cluster, or on several processes of this machine, through submitit.
 
-    python tools/submit.py DETR-ENACT --nodes 4 --ngpus 8 --partition gpu --time 3000 --coco_path coco --output_dir runs/detr
+    python tools/submit.py DETR-ENACT --nodes 2 --ngpus 4 --partition gpu --coco_path coco --batch_size 1 --output_dir runs/detr
 
 Everything that is no option of this command goes to the folder's ``main.py``. A job that runs out of time, or is preempted, is put
 into the queue again and goes on from its last checkpoint, as does a second submission to the same ``--output_dir``; the logs of all

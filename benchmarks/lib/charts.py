@@ -34,7 +34,7 @@ def scaling_axes(axes: Axes, title: str, x: Sequence[float], x_label: str) -> No
 def label_curves(axes: Axes, labels: Mapping[str, str], align: bool = False) -> None:
     """Writes a label at the right end of every curve that ``labels`` names, in its colour, moved as little as keeps them apart.
 
-    Where the curves end at different places, ``align`` puts the labels below each other, right of the axes.
+    Where the curves end at different places, ``align`` puts the labels below each other, right of the axes, and dots lead to them.
     """
     figure = axes.figure
     FigureCanvasAgg(figure).draw()  # lays the figure out, so that heights in points are known
@@ -44,6 +44,7 @@ def label_curves(axes: Axes, labels: Mapping[str, str], align: bool = False) -> 
     steps = LABEL_HEIGHT * np.arange(len(order))
     places = isotonic_regression(ends[order] - steps).x + steps
     leader = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}  # to the label's left end
+    leader |= {"linestyle": ":"} if align else {}
     for i, place in zip(order, places):
         line = curves[i]
         axes.annotate(

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ def describe(description: dict[str, Any]) -> str:
     return f"{description['device']}, {threads}, torch {description['torch']}, Python {description['python']}"
 
 
+def named_after(detector: Collection[str], detectors: Iterable[str] = CLUSTERED) -> list[str]:
+    """What the files of a run with ``--detector`` are named after: those detectors, in the order of all, or none where all are."""
+    detectors = [*detectors]
+    return [name for name in detectors if name in detector] if set(detector) != set(detectors) else []
+
+
 def save(
     name: str,
     args: Namespace,
@@ -76,9 +82,9 @@ def save(
     *,
     figure: Figure | None = None,
     further: Mapping[str, Figure] | None = None,
-    variant: str = "",
+    variant: Iterable[str] = (),
 ) -> None:
-    """Writes ``<script>[-<variant>]-<device>.json`` and ``.png`` and prints where.
+    """Writes ``<script>[-<variant>...]-<device>.json`` and ``.png`` and prints where.
 
     Args:
         name: as in :func:`build_parser`.
@@ -97,7 +103,7 @@ def save(
         "machine": machine(torch.device(args.device)),
         "settings": settings,
     }
-    numbers = args.output / ("-".join(filter(None, (Path(name).name, variant, args.device))) + ".json")
+    numbers = args.output / ("-".join((Path(name).name, *variant, args.device)) + ".json")
     charts = {numbers.with_suffix(".png"): figure} if figure else {}
     charts |= {numbers.with_name(f"{numbers.stem}-{name}.png"): chart for name, chart in (further or {}).items()}
     try:

@@ -99,7 +99,7 @@ def plan(args: Namespace) -> list[Run]:
             demo = options(detector, ["--demo"])
             own = args.smoothing_sigma or demo.smoothing_sigma
             variants = [(c, None if c == "none" else own) for c in args.clustering]
-            if detector == args.curves:
+            if detector in args.curves:
                 variants += [("region", sigma) for sigma in args.sigmas]
             runs += [Run(detector, c, sigma, seed, _epochs(detector, args), args.task) for c, sigma in dict.fromkeys(variants)]
     return runs
@@ -188,7 +188,8 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--seeds", **seeds, metavar="SEED", help="default: 42 43 44; quick: 42")
     parser.add_argument("--smoothing_sigma", type=number(float, 1), help="of --clustering, in pixels (default: the demos')")
     parser.add_argument("--sigmas", type=number(float, 1), nargs="*", help="of figure 3 (default: 3 5 7; quick: the demo's)")
-    parser.add_argument("--curves", choices=CLUSTERED, default="DETR-ENACT", help="detector of figure 3 (default: %(default)s)")
+    curves = "detectors of figure 3 (default: DETR-ENACT)"
+    parser.add_argument("--curves", choices=CLUSTERED, nargs="+", default=["DETR-ENACT"], help=curves)
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--task", choices=TASKS, default=OUTLINE, help="of the built-in shapes to train on (default: %(default)s)")
     data.add_argument("--coco_path", type=Path, help="train on this dataset in COCO's format instead")
@@ -221,7 +222,7 @@ def run(argv: list[str]) -> None:
     named = "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds))
     caption = f"{args.coco_path.name}, {named}; dots and bands: single seeds; {describe(machine(device))}"
     content = {"units": {"AP": "%", "AP50": "%"}, "added": sources, "results": records}
-    variant = "" if args.task == OUTLINE else args.task
+    variant = [args.task] * (args.task != OUTLINE)
     save(NAME, args, argv, content, figure=draw(records, args.curves, caption), variant=variant)
 
 

@@ -15,18 +15,21 @@ COLOURS = {"none": GREY, "window": VERMILION, "region": BLUE, "region+": GREEN}
 SIGMA_COLOURS = (BLUE, GREEN, PURPLE, VERMILION)
 
 
-def draw(records: Sequence[dict], curves: str, caption: str) -> Figure:
-    """Left: AP per epoch over sigma (figure 3). Right: final AP of every detector and clustering, a dot for each seed."""
-    figure = Figure(figsize=(8.4, 3), dpi=200, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    _draw_curves(left, [r for r in records if r["detector"] == curves and r["clustering"] in ("none", "region")])
-    left.set_title(f"{curves}: AP (%) per epoch", fontsize=9)
+def draw(records: Sequence[dict], curves: Sequence[str], caption: str) -> Figure:
+    """Left: AP per epoch over sigma (figure 3) of the detectors ``curves``. Right: final AP of all with every clustering, a dot for
+    each seed.
+    """
+    figure = Figure(figsize=(4.5 + 3.5 * len(curves), 3), dpi=200, layout="constrained")
+    *lefts, right = charts = figure.subplots(1, len(curves) + 1, width_ratios=(*[1] * len(curves), 1.15))
+    for left, detector in zip(lefts, curves, strict=True):
+        _draw_curves(left, [r for r in records if r["detector"] == detector and r["clustering"] in ("none", "region")])
+        left.set_title(f"{detector}: AP (%) per epoch", fontsize=9)
     detectors = list(dict.fromkeys(r["detector"] for r in records))
     demo = {d: options(d, ["--demo"]).smoothing_sigma for d in detectors}
     shown = [r for r in records if r["sigma"] in (None, demo[r["detector"]])]
     _draw_finals(right, shown, detectors)
     right.set_title("AP (%) after the last epoch", fontsize=9)
-    for axes in (left, right):
+    for axes in charts:
         axes.tick_params(labelsize=7.5)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)

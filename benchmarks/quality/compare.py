@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, save
+from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, named_after, save
 from benchmarks.lib.demos import share_threads, train_all
 from benchmarks.lib.flops import BACKBONE, DECODER, ENCODER, depends_on_data, multiply_adds, three_parts
 from benchmarks.lib.measure import machine
@@ -208,8 +208,7 @@ def run(argv: list[str]) -> None:
     content = {"units": units, "added": sources, "runs": as_records(results), "results": records, "table": text}
     time = draw_time(results, methods, here, args.minutes, caption)
     flops = draw_flops(records, methods, args.epochs, caption)
-    variant = "" if set(args.detector) == set(DETECTORS) else "-".join(args.detector)
-    save(NAME, args, argv, content, further={"time": time, "flops": flops}, variant=variant)
+    save(NAME, args, argv, content, further={"time": time, "flops": flops}, variant=named_after(args.detector, DETECTORS))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ PLAIN_MARKERS, ENACT_MARKER = "osv^", "D"  # of a family's plain models in turn
 
 
 def draw_time(results: Results, methods: Sequence[Method], machine: str, minutes: float, caption: str) -> Figure:
-    """A curve per model that was trained for equal minutes on this machine, mean over its seeds; its last point is marked."""
+    """A curve per model that was trained for equal minutes on this machine, mean over its seeds, with a mark for every epoch."""
     figure, axes = _axes((8.8, 5.0))
     labels, looks = {}, marks(methods)
     for group in models(methods):
@@ -34,8 +34,8 @@ def draw_time(results: Results, methods: Sequence[Method], machine: str, minutes
         epochs = range(min(run.epochs for run in runs))
         times = [mean(run.minutes[epoch] for run in runs) for epoch in epochs]
         precisions = [mean(run.AP[epoch] for run in runs) for epoch in epochs]
-        style = looks[method.name] | {"markevery": [len(epochs) - 1], "linewidth": 1.3, "linestyle": "--" if method.enact else "-"}
-        axes.plot(times, precisions, label=method.name, **style)
+        style = {"linewidth": 1.1, "linestyle": "--" if method.enact else "-"}
+        axes.plot(times, precisions, label=method.name, **looks[method.name] | style)
         labels[method.name] = method.name
     axes.axvline(minutes, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xlim(0, max(axes.get_xlim()[1], 1.02 * minutes))
@@ -57,7 +57,8 @@ def draw_flops(records: Sequence[Mapping[str, Any]], methods: Sequence[Method], 
     for group in models(methods):
         label = f"{group[0].name} to {group[-1].share[0]}" if group[-1].share else group[0].name
         points = zip(*(places[method.name] for method in group))
-        axes.plot(*points, label=label, linewidth=0.9, linestyle="--" if group[0].enact else "-", **looks[group[0].name])
+        line = "none" if len(group) == 1 else "--" if group[0].enact else "-"
+        axes.plot(*points, label=label, linewidth=0.9, linestyle=line, **looks[group[0].name])
         for method in group:
             values = known[method.name]["AP_runs"]
             axes.vlines(places[method.name][0], min(values), max(values), color=COLOURS[method.family], linewidth=0.7, alpha=0.6)

@@ -56,7 +56,7 @@ from common.data.shapes import OUTLINE, TASKS
 from common.detector import Detector
 from common.errors import UserError
 from common.evaluation.evaluate import evaluate_all
-from tools.detectors import CLUSTERED, DETECTORS
+from tools.detectors import DETECTORS
 
 NAME = "quality/fidelity"
 DEMO_SEEDS = (42,)
@@ -270,8 +270,8 @@ def run(argv: list[str]) -> None:
     seeds = f"seed{'s' * (len(args.seeds) > 1)} {', '.join(map(str, args.seeds))}"
     caption = f"{args.count} images, probability layers and random cuts of {seeds}; {cli.describe(machine(device))}"
     content = {"units": {"AP": "%", "error": "relative"}, "results": records}
-    parts = [] if args.checkpoint else [args.task] * (args.task != OUTLINE) + args.detector * (args.detector != [*CLUSTERED])
-    cli.save(NAME, args, argv, content, figure=draw(records, caption), variant="-".join(parts))
+    trained_on = [] if args.checkpoint else [*[args.task] * (args.task != OUTLINE), *cli.named_after(args.detector)]
+    cli.save(NAME, args, argv, content, figure=draw(records, caption), variant=trained_on)
 
 
 if __name__ == "__main__":

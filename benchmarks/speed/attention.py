@@ -216,7 +216,7 @@ def run(argv: list[str]) -> None:
         records += new
     caption = f"{layer}, {sizes}; \u00d7: ratio to plain at the curve's end\n{describe(machine(device))}"
     content = {"units": {"forward": "s", "forward_backward": "s", "memory": "bytes"}, "results": records}
-    save(NAME, args, argv, content, figure=draw(records, caption), variant="rcda" if args.detector == DECOUPLED else "")
+    save(NAME, args, argv, content, figure=draw(records, caption), variant=["rcda"] * (args.detector == DECOUPLED))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from tqdm import tqdm, trange
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.charts import BLUE, GREY, VERMILION
-from benchmarks.lib.cli import build_parser, complete, describe, main, save
+from benchmarks.lib.cli import build_parser, complete, describe, main, named_after, save
 from benchmarks.lib.flops import BACKBONE, DECODER, ENCODER, count_parameters, depends_on_data, multiply_adds, three_parts
 from benchmarks.lib.measure import machine, peak_memory, seconds
 from benchmarks.lib.methods import Method, chosen, models
@@ -196,9 +196,8 @@ def run(argv: list[str]) -> None:
     units = {"gflops": "1e9 multiply-adds/image", TRAIN: "s/image", INFER: "s/image", "memory": "bytes"}
     height, width = batch.images.shape[-2:]
     measured_on = f"{args.backbone}, batch {args.batch_size} of {height} \u00d7 {width} pixels; {describe(machine(device))}"
-    variant = "" if set(args.detector) == set(DETECTORS) else "-".join(args.detector)
     content = {"units": units, "measured_on": measured_on, "results": rows, "table": text}
-    save(NAME, args, argv, content, figure=draw(rows, measured_on), variant="-".join(filter(None, ("cost", variant))))
+    save(NAME, args, argv, content, figure=draw(rows, measured_on), variant=["cost", *named_after(args.detector, DETECTORS)])
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.charts import BLUE, GREEN, GREY, PURPLE, VERMILION
-from benchmarks.lib.cli import build_parser, complete, describe, main, save
+from benchmarks.lib.cli import build_parser, complete, describe, main, named_after, save
 from benchmarks.lib.flops import PARTS, count_parameters, depends_on_data, multiply_adds
 from benchmarks.lib.measure import machine, peak_memory, seconds
 from benchmarks.lib.methods import METHODS
@@ -221,8 +221,7 @@ def run(argv: list[str]) -> None:
     units = {"parameters": "1", "gflops": "1e9 multiply-adds/image", "seconds_per_image": "s", "memory": "bytes"}
     content = {"units": units, "results": rows, "table": text}
     figure = draw(rows, describe(machine(device)))
-    chosen = "" if set(args.detector) == set(DETECTORS) else "-".join(args.detector)
-    save(NAME, args, argv, content, figure=figure, variant=chosen)
+    save(NAME, args, argv, content, figure=figure, variant=named_after(args.detector, DETECTORS))
 
 
 if __name__ == "__main__":

@@ -34,19 +34,19 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.lib.charts import BLUE, GREEN, GREY, VERMILION
-from benchmarks.lib.cli import build_parser, complete, describe, main, save
+from benchmarks.lib.cli import build_parser, complete, describe, main, named_after, save
 from benchmarks.lib.measure import machine
 from benchmarks.lib.workload import QUICK, add_workload_options, complete_workload, image_sizes
 from common.cli.arguments import number
 from common.errors import UserError
-from tools.detectors import CLUSTERED, options
+from tools.detectors import options
 
 NAME = "speed/table1"
 CLUSTERINGS = ("none", "window", "region", "region+")
 ATTENTIONS = ("math", "fused")
 COLUMNS = {  # title, unit, and the factor from bytes or seconds to it
-    "memory": ("memory", "GB", 1e-9),
-    "step_memory": ("of that, a step", "GB", 1e-9),
+    "memory": ("memory", "GiB", 2**-30),
+    "step_memory": ("of that, a step", "GiB", 2**-30),
     "train": ("training", "s/image", 1),
     "inference": ("inference", "s/image", 1),
 }
@@ -177,8 +177,7 @@ def run(argv: list[str]) -> None:
         raise UserError("no row fits into the memory: pass a smaller --batch_size")
     print("\n" + table(rows))
     content = {"units": {"memory": "bytes", "step_memory": "bytes", "train": "s/image", "inference": "s/image"}, "results": rows}
-    chosen = "" if set(args.detector) == set(CLUSTERED) else "-".join(args.detector)
-    save(NAME, args, argv, content, figure=draw(rows, describe(machine(device))), variant=chosen)
+    save(NAME, args, argv, content, figure=draw(rows, describe(machine(device))), variant=named_after(args.detector))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.lib.cli import main
+from benchmarks.lib.cli import main, named_after
 from benchmarks.quality import accuracy, fidelity
 from benchmarks.quality.fidelity import layer_errors
 from benchmarks.quality.fidelity_variants import PLAIN, REGION, VARIANTS, Variant, random_cuts, uniform_cuts
@@ -15,7 +15,7 @@ from common.cli.restore import restore
 from common.data.loading import build_dataset, collate
 from tests.detector_runs import run_here
 from tests.tiny_checkpoints import tiny_checkpoint
-from tools.detectors import DETECTORS
+from tools.detectors import CLUSTERED, DETECTORS
 
 CPU = torch.device("cpu")
 
@@ -150,6 +150,17 @@ def test_without_a_checkpoint_the_plain_demos_of_the_accuracy_are_taken(task, mo
     chosen = accuracy.parse(["--task", task, "--seeds", "42"])
     runs = [run.demo(chosen.runs) for run in accuracy.plan(chosen) if (run.detector, run.clustering) == ("DETR-ENACT", "none")]
     assert trained == [(runs, Path("data"))] and found == [str(demo.checkpoint) for demo in runs]
+
+
+def test_results_are_named_after_the_task_and_the_detectors(tmp_path, dataset, monkeypatch):
+    """One detector's numbers do not replace another's; in which order they were chosen does not matter."""
+    assert named_after([*CLUSTERED][::-1]) == []
+    paths = {d: str(tiny_checkpoint(tmp_path / f"{d}.pth", d, 1, "--clustering", "none")) for d in CLUSTERED}
+    monkeypatch.setattr(fidelity, "plain_demos", lambda detectors, *_: [paths[d] for d in detectors])
+    monkeypatch.setattr(fidelity, "shapes", lambda *_: dataset)
+    argv = "--quick --task context --detector Anchor-DETR-ENACT DETR-ENACT --variants region --device cpu".split()
+    assert main(fidelity.NAME, fidelity.run, [*argv, "--output", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.glob("*.json")] == ["fidelity-context-DETR-ENACT-Anchor-DETR-ENACT-cpu.json"]
 
 
 def test_a_checkpoint_without_a_known_dataset_ends_with_one_sentence(tmp_path, capsys):

@@ -21,7 +21,7 @@ def test_table1_measures_every_row_in_its_own_process(tmp_path, capsys):
     """The command ends with a row per clustering and attention, whose numbers were measured and whose ratios are theirs."""
     assert main(table1.NAME, table1.run, [*SMALL, "--images", "1", "--attention", "math", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "memory (GB)" in printed and "DETR" in printed
+    assert "memory (GiB)" in printed and "DETR" in printed
     content = json.loads((tmp_path / "table1-DETR-ENACT-cpu.json").read_text())
     plain, region = content["results"]
     assert (plain["clustering"], region["clustering"]) == ("none", "region")

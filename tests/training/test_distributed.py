@@ -48,17 +48,18 @@ def one(options: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     shutil.rmtree(folder)
 
 
-def assert_trained_alike(a: Path, b: Path, outliers: float = 0.0) -> None:
-    """Equal weights to 1e-5 and equal losses; errors are means over batches and may differ. Of a share of outliers, one step may go
-    the other way, which moves the losses a little.
+def assert_trained_alike(a: Path, b: Path, outliers: float = 0.0, furthest: float = LR, rel: float = 1e-5) -> None:
+    """Equal weights to 1e-5, but for a share of outliers less than ``furthest`` apart, and losses equal to ``rel``.
+
+    Errors are means over batches and may differ.
     """
     ours, theirs = (read_checkpoint(folder / "checkpoint.pth")["model"] for folder in (a, b))
     assert ours.keys() == theirs.keys()
     apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
-    assert (apart > 1e-5).float().mean() <= outliers and apart.max() < 2.01 * LR  # AdamW steps by the sign of a gradient near zero
+    assert (apart > 1e-5).float().mean() <= outliers and apart.max() < furthest
     log, other = (json.loads((folder / "log.txt").read_text()) for folder in (a, b))
     losses = {name: value for name, value in log.items() if name.startswith("train") and "loss" in name}
-    assert losses == pytest.approx({name: other[name] for name in losses}, rel=1e-4 if outliers else 1e-5)
+    assert losses == pytest.approx({name: other[name] for name in losses}, rel=rel)
     assert log["test_coco_eval_bbox"] == pytest.approx(other["test_coco_eval_bbox"], abs=5e-3 if outliers else 1e-5)
 
 
@@ -82,21 +83,26 @@ def test_two_processes_train_as_one(one, options, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("detector", "argv"),
-    [("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"]), ("DAC-DETR", ("--no-cdn",)), ("PnP-DETR", ("--masks",))],
+    ("detector", "argv", "bounds"),
+    [
+        ("Sparse-DETR", VARIANTS["Sparse-DETR"]["sparse"], {}),
+        ("DAC-DETR", ("--no-cdn",), {"furthest": 2.01 * LR, "rel": 1e-4}),
+        ("PnP-DETR", ("--masks",), {}),
+    ],
     ids=["Sparse-DETR", "DAC-DETR", "PnP-DETR with masks"],
 )
-def test_losses_of_other_branches_are_shared_out_as_well(detector, argv, recipe, tmp_path):
+def test_losses_of_other_branches_are_shared_out_as_well(detector, argv, bounds, recipe, tmp_path):
     """Those of proposals, scores, one-to-many pairs and masks are divided by objects and images of the whole step, too; and
     a step polls one share of the pixels.
 
-    The steps move a weight by some 3e-4 in all; a few weights with gradients near zero amplify the rounding.
+    The steps move a weight by some 3e-4 in all; a few weights with gradients near zero amplify the rounding. AdamW steps by the
+    sign of such a gradient: of DAC-DETR's weights one may step the other way, which moves the losses a little.
     """
     options = (*tiny(detector), *argv, *recipe)
     run_command(*TWO_PROCESSES, detector, *options, "--batch_size", 2, "--output_dir", tmp_path / "two")
     with equal_sizes():
         assert run_here(detector, *options, "--batch_size", 4, "--output_dir", tmp_path / "one") == 0
-    assert_trained_alike(tmp_path / "two", tmp_path / "one", outliers=5e-4)
+    assert_trained_alike(tmp_path / "two", tmp_path / "one", outliers=5e-4, **bounds)
 
 
 def test_accumulated_batches_train_as_one_large_batch(one, options, tmp_path):

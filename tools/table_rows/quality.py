@@ -99,7 +99,9 @@ def compare(content: Content) -> Rows:
 def front(cost: Content, quality: Content) -> Rows:
     """One row per detector, what ENACT makes of it behind an arrow: published precision, cost, and precision on the shapes."""
     reached_in = f"AP on the shapes, {quality['settings']['minutes']:g} minutes"
-    rows = [["folder", "method", "published AP on COCO", "GFLOPs, encoder", "training step (s)", "the same (GiB)", reached_in]]
+    rows = [
+        ["folder", "method", "published AP on COCO", "GFLOPs, encoder", "training step (s)", "memory of a step (GiB)", reached_in]
+    ]
     for names in FRONT:
         costs, qualities = ([pick(content["results"], name=name) for name in names] for content in (cost, quality))
         published = [Published(**r["published"]) for r in qualities if r["published"]]

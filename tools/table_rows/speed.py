@@ -6,7 +6,7 @@ from benchmarks.lib.methods import METHODS as COMPARED
 from benchmarks.speed.compare import COLUMNS
 from tools.detectors import options as detector_options
 
-from .cells import MISSING, Content, Rows, Table, percent, pick, plain_name, share_of, spread, times
+from .cells import MISSING, Content, Rows, Table, difference, percent, pick, plain_name, share_of, spread, times
 
 PARTS = ("clustering", "attention")  # what tells rows of a detector apart
 OPTIONS = {"bf16": "--amp bf16"}  # an option of options.py is called as on the command line, but for these
@@ -22,10 +22,16 @@ def gains(table1: Content, shares: Content, accuracy: Content) -> Rows:
         ratios = pick(table1["results"], **chosen)["ratios_to_math"]
         sigmas = (None, detector_options(name, ["--demo"]).smoothing_sigma)
         trained = {r["clustering"]: r for r in accuracy["results"] if r["detector"] == name and r["sigma"] in sigmas}
-        clustered = ", ".join(f"{spread(trained[name], 'AP')} (`{name}`)" for name in ("region", "region+") if name in trained)
+        clustered = ", ".join(_against_none(trained[name]) for name in ("region", "region+") if name in trained)
         cells = [pick(shares["results"], **chosen)["ratio"], *(ratios[key] for key in ("step_memory", "memory", "inference"))]
         rows.append([plain_name(name), *map(times, cells), f"{spread(trained['none'], 'AP')} → {clustered}"])
     return rows
+
+
+def _against_none(record: Content) -> str:
+    """AP of a clustering, its name, and the difference over the seeds that the plain detector has as well."""
+    to_none = f", {difference(record['AP_to_none'])}" if "AP_to_none" in record else ""
+    return f"{spread(record, 'AP')} (`{record['clustering']}`{to_none})"
 
 
 def detectors(table1: Content, shares: Content) -> Rows:
@@ -41,7 +47,7 @@ def detectors(table1: Content, shares: Content) -> Rows:
         if same:
             [whole], ratios = same, same[0]["ratios_to_math"]
             sizes = [f"{whole[key]:.0f}" if key in whole else MISSING for key in "NM"]
-            memory = [f"{whole[key] / 1e9:.2f} GB, {times(ratios[key])}" for key in ("memory", "step_memory")]
+            memory = [f"{whole[key] / 2**30:.2f} GiB, {times(ratios[key])}" for key in ("memory", "step_memory")]
             cells = [*sizes, *memory, training, f"{whole['inference']:.2f} s, {times(ratios['inference'])}"]
         rows.append([plain_name(step["detector"]), *(step[key] for key in PARTS), *cells])
     return rows
