@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.lib.charts import BLUE, GREEN, GREY, PURPLE, VERMILION
+from benchmarks.lib.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
 from tools.detectors import options
 
 COLOURS = {"none": GREY, "window": VERMILION, "region": BLUE, "region+": GREEN}
-SIGMA_COLOURS = (BLUE, GREEN, PURPLE, VERMILION)
+SIGMA_COLOURS = (BLUE, ORANGE, PURPLE, VERMILION)
 
 
 def draw(records: Sequence[dict], curves: Sequence[str], caption: str) -> Figure:

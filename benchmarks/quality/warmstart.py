@@ -7,7 +7,8 @@
 **As it is**: ``python <folder>/main.py --eval --resume CKPT --clustering ...``. **Fine-tuned**: ``--finetune CKPT`` in the place
 of ``--resume``, for ``--epochs`` at a tenth of the demo's learning rates, those that its training ends with. The probability
 layers are new; each of ``--seeds`` draws them, and the order of the images. ``none`` is fine-tuned as well, and tells what the
-further training gives without any clustering. Runs are kept in ``--runs``, and finished ones are not repeated.
+further training gives without any clustering; ``steps`` are ``--cuts steps``. Runs are kept in ``--runs``, and finished ones are
+not repeated.
 """
 
 import json
@@ -24,6 +25,8 @@ from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
 from benchmarks.lib.models import shapes
 from benchmarks.lib.seeds import spread, with_spread
 from benchmarks.quality.fidelity import plain_demos
+from benchmarks.quality.fidelity_variants import PLAIN
+from benchmarks.quality.fidelity_variants import VARIANTS as FIDELITY
 from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.cli.restore import recognise
@@ -32,39 +35,45 @@ from common.errors import UserError
 from tools.detectors import CLUSTERED, DETECTORS, options
 
 NAME = "quality/warmstart"
-CLUSTERINGS = ("none", "region", "region+")
+# Name -> options.
+VARIANTS = {"none": PLAIN} | {name: FIDELITY[name].options for name in ("region", "region+", "region+, steps")}
 NUMBERS = "coco_eval_bbox"
 
 
 def plan(source: str, detector: str, args: Namespace) -> dict[tuple[str, int], Demo]:
-    """The runs from a checkpoint: (clustering, seed) -> demo."""
+    """The runs from a checkpoint: (variant, seed) -> demo."""
     demo = options(detector, ["--demo"])
     rates = ("--lr", f"{demo.lr / 10:g}", "--lr_backbone", f"{demo.lr_backbone / 10:g}", "--lr_drop", str(args.epochs + 1))
     return {
-        (clustering, seed): Demo(
+        (variant, seed): Demo(
             detector,
-            ("--clustering", clustering, "--seed", str(seed), *rates),
+            (*chosen, "--seed", str(seed), *rates),
             args.epochs,
-            args.runs / detector / f"{clustering}-seed{seed}",
+            _folder(detector, variant, seed, args),
             start=("--finetune", source),
         )
-        for clustering in CLUSTERINGS
+        for variant, chosen in VARIANTS.items()
         for seed in args.seeds
     }
 
 
-def as_it_is(source: str, detector: str, clustering: str, seed: int, args: Namespace) -> float:
-    """AP in % of the checkpoint with a clustering, whose probability layers the seed draws."""
-    folder = args.runs / detector / f"{clustering}-seed{seed}-before"
+def _folder(detector: str, variant: str, seed: int, args: Namespace) -> Path:
+    return args.runs / detector / f"{variant.replace(', ', '-')}-seed{seed}"
+
+
+def as_it_is(source: str, detector: str, variant: str, seed: int, args: Namespace) -> float:
+    """AP in % of the checkpoint with clusters, whose probability layers the seed draws."""
+    folder = _folder(detector, variant, seed, args)
+    folder = folder.with_name(f"{folder.name}-before")
     command = [sys.executable, str(ROOT / detector / "main.py"), "--eval", "--resume", source]
-    command += ["--clustering", clustering, "--seed", str(seed)]
+    command += [*VARIANTS[variant], "--seed", str(seed)]
     command += ["--device", args.device, "--coco_path", str(args.coco_path), "--output_dir", str(folder)]
     run_quietly(command, f"the evaluation of {source}")
     return 100 * json.loads((folder / "eval.json").read_text(encoding="utf-8"))[NUMBERS][0]
 
 
 def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
-    """A record per clustering: AP before and after fine-tuning, of every seed and their means."""
+    """A record per variant: AP before and after fine-tuning, of every seed and their means."""
     checkpoint = load_checkpoint(source)
     detector = recognise([DETECTORS[name] for name in CLUSTERED], checkpoint, source).name
     if any("W_prob" in name for name in checkpoint["model"]):
@@ -72,11 +81,11 @@ def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
     demos = plan(source, detector, args)
     train_all([*demos.values()], args.jobs, args.device, args.coco_path)
     records = []
-    for clustering in CLUSTERINGS:
-        drawn = args.seeds[:1] if clustering == "none" else args.seeds
-        before = [as_it_is(source, detector, clustering, seed, args) for seed in drawn]
-        after = [100 * demos[clustering, seed].log()[args.epochs - 1][0] for seed in args.seeds]
-        record = {"detector": detector, "checkpoint": source, "clustering": clustering, "seeds": args.seeds}
+    for variant in VARIANTS:
+        drawn = args.seeds[:1] if variant == "none" else args.seeds
+        before = [as_it_is(source, detector, variant, seed, args) for seed in drawn]
+        after = [100 * demos[variant, seed].log()[args.epochs - 1][0] for seed in args.seeds]
+        record = {"detector": detector, "checkpoint": source, "variant": variant, "seeds": args.seeds}
         for name, values in (("AP_before", before), ("AP_after", after)):
             record |= {name: mean(values), f"{name}_seeds": values}
             record[f"{name}_spread"] = spread(values)
@@ -85,11 +94,11 @@ def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One clustering a line."""
-    lines = [f"{'':24}{'':10}{'as it is':>16}{'fine-tuned':>16}"]
+    """One variant a line."""
+    lines = [f"{'':24}{'':16}{'as it is':>16}{'fine-tuned':>16}"]
     for r in records:
         cells = "".join(f"{with_spread(r[name], r[f'{name}_spread']):>16}" for name in ("AP_before", "AP_after"))
-        lines.append(f"{r['detector']:24}{r['clustering']:10}{cells}")
+        lines.append(f"{r['detector']:24}{r['variant']:16}{cells}")
     return "\n".join(lines)
 
 

@@ -9,20 +9,21 @@ from tests.tiny_checkpoints import tiny_checkpoint
 
 def test_a_plain_checkpoint_is_evaluated_and_fine_tuned(tmp_path, dataset, capsys, monkeypatch):
     """Real runs: the checkpoint as it is, with and without clusters, and what an epoch makes of it; finished runs stay."""
-    monkeypatch.setattr(warmstart, "CLUSTERINGS", ("none", "region+"))
+    variants = {name: warmstart.VARIANTS[name] for name in ("none", "region+, steps")}
+    monkeypatch.setattr(warmstart, "VARIANTS", variants)
     source = tiny_checkpoint(tmp_path / "plain.pth", "DETR-ENACT", 6, "--clustering", "none")
     argv = ["--checkpoint", str(source), "--coco_path", str(dataset), "--device", "cpu", "--quick", "--seeds", "1"]
     argv += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
     assert main(warmstart.NAME, warmstart.run, argv) == 0
-    assert "region+" in capsys.readouterr().out
+    assert "region+, steps" in capsys.readouterr().out
     records = json.loads((tmp_path / "warmstart-cpu.json").read_text())["results"]
-    assert [(r["detector"], r["clustering"], r["seeds"]) for r in records] == [("DETR-ENACT", c, [1]) for c in ("none", "region+")]
-    for record in records:
-        folder = tmp_path / "runs" / "DETR-ENACT" / f"{record['clustering']}-seed1"
+    assert [(r["detector"], r["variant"], r["seeds"]) for r in records] == [("DETR-ENACT", name, [1]) for name in variants]
+    for record, name in zip(records, ("none", "region+-steps"), strict=True):
+        folder = tmp_path / "runs" / "DETR-ENACT" / f"{name}-seed1"
         [line] = (folder / "log.txt").read_text().splitlines()
         assert record["AP_after"] == pytest.approx(100 * json.loads(line)["test_coco_eval_bbox"][0])
         before = json.loads((folder.with_name(f"{folder.name}-before") / "eval.json").read_text())
-        assert before["clustering"] == record["clustering"] and record["AP_before"] == 100 * before["coco_eval_bbox"][0]
+        assert before["clustering"] == variants[record["variant"]][1] and record["AP_before"] == 100 * before["coco_eval_bbox"][0]
     monkeypatch.setattr("benchmarks.lib.demos.Demo.train", lambda *_: pytest.fail("trained again"))
     assert main(warmstart.NAME, warmstart.run, argv) == 0
 

@@ -52,10 +52,10 @@ def fidelity(*contents: Content) -> Rows:
 
 
 def warmstart(content: Content) -> Rows:
-    """A row per detector and clustering; without clustering nothing is drawn, and AP before has no spread."""
-    rows = [["plain demo of", "`--clustering`", "AP", f"after {content['settings']['epochs']} epoch of fine-tuning"]]
+    """A row per detector and way to cluster; without clusters nothing is drawn, and AP before has no spread."""
+    rows = [["plain demo of", "with", "AP", f"after {content['settings']['epochs']} epoch of fine-tuning"]]
     for r in content["results"]:
-        rows.append([f"`{r['detector']}`", r["clustering"], *(spread(r, key) for key in ("AP_before", "AP_after"))])
+        rows.append([f"`{r['detector']}`", f"`{r['variant']}`", *(spread(r, key) for key in ("AP_before", "AP_after"))])
     return rows
 
 
