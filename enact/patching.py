@@ -15,14 +15,16 @@ SUPPORTED = (
 )
 
 
-def outside_decoder(name: str, attention: nn.Module) -> bool:
+def outside_decoder(model: nn.Module) -> Callable[[str, nn.Module], bool]:
     """The default choice of :func:`patch`: the paper clusters in the encoder only (section 3.1)."""
-    return "decoder" not in name.lower()
+    kinds = (nn.TransformerDecoder, nn.TransformerDecoderLayer)
+    inside = tuple(f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, kinds))
+    return lambda name, attention: "decoder" not in name.lower() and not name.startswith(inside)
 
 
 def patch(
     model: nn.Module,
-    where: Callable[[str, nn.Module], bool] = outside_decoder,
+    where: Callable[[str, nn.Module], bool] | None = None,
     prefix: int | None = None,
     **options: Any,
 ) -> list[str]:
@@ -34,7 +36,8 @@ def patch(
 
     Args:
         model: any module that contains such an attention.
-        where: called with an attention's qualified name and the attention; says whether to cluster it.
+        where: called with an attention's qualified name and the attention; says whether to cluster it. By default all are, but
+            for those of a decoder.
         prefix: number of tokens in front of the pixels, for a model that does not tell; by default what timm, transformers and
             torchvision say, and 0 for other models.
         options: how to cluster: ``clustering``, ``smoothing_sigma`` and the others of :class:`EntropyClustering`.
@@ -46,6 +49,7 @@ def patch(
     Raises:
         ValueError: nothing was found to cluster.
     """
+    where = where or outside_decoder(model)
     named = dict(model.named_modules(remove_duplicate=False))
     found = [
         (adapter, name)

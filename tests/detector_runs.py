@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -32,13 +33,14 @@ OWN = {
     "PnP-DETR": (*SIGMA, *QUERIES, "--unsample_abstract_number", "3"),
 }
 CLUSTERINGS = {name: ("--clustering", name) for name in ("region", "window", "none")}
+BETTER = {"region+ at steps": ("--clustering", "region+", "--cuts", "steps")}
 TWO_STAGE = ("--with_box_refine", "--two_stage")
 EFFICIENT = (*TWO_STAGE, "--eff_query_init", "--eff_specific_head")
 # The forms of a detector whose models differ.
 VARIANTS = {
-    "DETR-ENACT": CLUSTERINGS,
+    "DETR-ENACT": CLUSTERINGS | BETTER,
     "Conditional-DETR-ENACT": CLUSTERINGS,
-    "Anchor-DETR-ENACT": CLUSTERINGS,
+    "Anchor-DETR-ENACT": CLUSTERINGS | BETTER,
     "Sparse-DETR": {
         "one stage": (),
         "refined": ("--with_box_refine",),
@@ -51,6 +53,16 @@ VARIANTS = {
 EXAMPLE = "DETR-ENACT"  # on which is tested what the detectors share
 TIMINGS = {"train_seconds", "test_seconds", "train_images_per_second", "train_share_waited", "train_peak_memory"}
 TIMEOUT = 180  # seconds, for a machine that is busy with other things
+
+
+def is_clustered(argv: Sequence[str]) -> bool:
+    """Whether the options of a variant give its encoder ENACT."""
+    return "--clustering" in argv and "none" not in argv
+
+
+def waits_of_forward(detector: str, argv: Sequence[str], encoder_layers: int = 2) -> int:
+    """How often the forward pass of a tiny variant waits: for the clusters of each encoder layer, and for the polled pixels."""
+    return encoder_layers * is_clustered(argv) + (detector == "PnP-DETR" and "--sampling" not in argv)
 
 
 def tiny(detector: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 READS = {Tensor.tolist, Tensor.cpu}
 # With a device they copy from the host's memory, and wait unless they are told not to.
 COPIES = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.to}
+NUMBERS = {Tensor.new_tensor, Tensor.__setitem__}  # the host's, which they copy, too: the second to places that tensors name
 
 
 def on_host(*values: Any) -> list[Tensor]:
@@ -88,6 +89,9 @@ class _Calls(TorchFunctionMode):
             out = out.detach() if host else out  # on a CPU the copy is the tensor itself, which stays where it is
         elif func in READS:
             waits, stays = not host, True
+        elif func in NUMBERS:
+            copied = not isinstance(args[-1], Tensor) and (func is Tensor.new_tensor or len(tensors) > 1)
+            waits, stays = copied and not on_host(args[0]), bool(on_host(args[0]))
         else:  # a number of the host may meet tensors of the device, an array has to be copied
             waits, stays = len(host) < len(tensors) and any(x.dim() for x in host), len(host) == len(tensors) and not named
         self.found[func.__name__ if waits else ""] += waits

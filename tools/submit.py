@@ -3,8 +3,9 @@
     python tools/submit.py DETR-ENACT --nodes 2 --ngpus 4 --partition gpu --coco_path coco --batch_size 1 --output_dir runs/detr
 
 Everything that is no option of this command goes to the folder's ``main.py``. A job that runs out of time, or is preempted, is put
-into the queue again and goes on from its last checkpoint, as does a second submission to the same ``--output_dir``; the logs of all
-processes are in its folder ``slurm``.
+into the queue again and goes on from its last checkpoint, as does a second submission to the same ``--output_dir``, whatever
+``--resume`` or ``--finetune`` it names: these say where a run starts, and this one has. The logs of all processes are in its folder
+``slurm``.
 """
 
 import argparse
@@ -50,7 +51,7 @@ class Training:
         meeting = {"MASTER_ADDR": job.hostnames[0], "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in (places | meeting).items()})
         sys.path.insert(0, str(self.main.parent))
-        sys.argv = [str(self.main), *self.argv, *self._continued()]
+        sys.argv = [str(self.main), *self.options()]
         try:
             runpy.run_path(str(self.main), run_name="__main__")
         except SystemExit as end:
@@ -59,9 +60,15 @@ class Training:
             if end.code:  # submitit's own, which has put the job into the queue
                 raise
 
-    def _continued(self) -> list[str]:
+    def options(self) -> list[str]:
+        """Those given; where the folder has a checkpoint, from there on instead of from what the run has started from."""
         last = self.output_dir / "checkpoint.pth"
-        return ["--resume", str(last)] if last.is_file() and "--resume" not in self.argv else []
+        if not last.is_file():
+            return [*self.argv]
+        starts = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in ("--resume", "--finetune"):
+            starts.add_argument(name)
+        return [*starts.parse_known_args(self.argv)[1], "--resume", str(last)]
 
     def checkpoint(self):
         """What submitit puts into the queue when the time is up: the same again."""

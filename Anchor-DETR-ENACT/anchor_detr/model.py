@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from common.models.backbone import Backbone
 from common.models.layers import build_heads, in_full_precision
+from common.models.levels import GROUPS
 from common.models.model import DetectionModel
 from common.models.transformer import TransformerOptions
 
@@ -40,7 +41,7 @@ class AnchorDETR(DetectionModel):
                 nn.Conv2d(channels, hidden_dim, 3, stride=2, padding=1)
                 if several and level == 0
                 else nn.Conv2d(channels, hidden_dim, kernel_size=1),
-                nn.GroupNorm(32, hidden_dim),
+                nn.GroupNorm(GROUPS, hidden_dim),
             )
             for level, channels in enumerate(backbone.num_channels)
         )
@@ -113,8 +114,8 @@ class Transformer(nn.Module):
     def forward(self, src: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """src (B, S, d, H, W), mask (B, H, W) bool with True = padding -> logits (L, B, Q, C), boxes (L, B, Q, 4) in [0, 1]."""
         batch, levels = src.shape[:2]
-        pos = self._pixel_positions(mask.repeat_interleave(levels, dim=0))
         mask = mask.repeat_interleave(levels, dim=0)
+        pos = self._pixel_positions(mask)
         memory = src.flatten(0, 1).permute(0, 2, 3, 1)
         for i, layer in enumerate(self.encoder_layers):
             memory = layer(memory, mask, pos)

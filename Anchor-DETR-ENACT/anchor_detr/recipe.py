@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.evaluation.postprocess import PostProcess, sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
+from common.models.assembly import check_groups
 from common.models.backbone import build_backbone
 from common.models.transformer import build_transformer_options
 from enact import record
@@ -24,8 +25,7 @@ def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> Ancho
         raise UserError("--num_feature_levels 3 needs --dilation: the levels must have the same size")
     if args.spatial_prior == "grid" and math.isqrt(args.num_query_position) ** 2 != args.num_query_position:
         raise UserError(f"--spatial_prior grid needs a square number of points, not --num_query_position {args.num_query_position}")
-    if args.hidden_dim % 32:
-        raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by 32, the groups of the input projection's norm")
+    check_groups(args)
     transformer = Transformer(
         build_transformer_options(args),
         num_classes=num_classes,

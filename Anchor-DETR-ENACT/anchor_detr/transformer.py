@@ -91,7 +91,7 @@ class EncoderLayer(nn.Module):
     Args:
         options: size and form.
         decoupled: RCDA instead of ordinary multi-head attention.
-        clustering: "region", "window" or "none".
+        clustering: "none", or one of :data:`enact.clustering.CLUSTERINGS`.
         others: the other options of :class:`enact.EntropyClustering`.
     """
 

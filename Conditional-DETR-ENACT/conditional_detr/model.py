@@ -3,13 +3,13 @@
 Shapes: L decoder layers, B images, H x W pixels of the feature map, N = H * W, Q queries, C classes, d features.
 """
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from common.models.layers import init_sigmoid_heads
 from common.models.single_scale import SingleScaleDetector
 
 
@@ -21,9 +21,7 @@ class ConditionalDETR(SingleScaleDetector):
 
     def __init__(self, **parts: Any):
         super().__init__(**parts)
-        nn.init.constant_(self.class_embed.bias, -math.log(99))  # every class starts with probability 0.01
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        init_sigmoid_heads(self.class_embed, self.bbox_embed)
 
     def detect(self, src: Tensor, mask: Tensor) -> dict[str, Any]:
         """See :class:`SingleScaleDetector`."""

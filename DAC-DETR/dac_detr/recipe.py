@@ -8,6 +8,7 @@ from common.cli.deformable import (
     parameter_rates,
 )
 from common.detector import ARCHITECTURE, Detector
+from common.errors import UserError
 from common.evaluation.postprocess import PostProcess, sigmoid_detections
 from common.losses.criterion import SetCriterion, build_criterion
 from common.losses.set_losses import FocalLoss
@@ -26,6 +27,8 @@ from .transformer import Transformer
 
 
 def build_model(args: Namespace, num_classes: int, load_backbone: bool) -> DACDETR:
+    if args.no_aux_loss:
+        raise UserError("--no_aux_loss leaves the heads that refine boxes untrained: leave it out")
     check_levels(args)
     is_swin = args.backbone in SWINS
     # As published: nothing of a Swin transformer is frozen, and its blocks are recomputed on the way back.

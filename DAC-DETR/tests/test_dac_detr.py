@@ -247,3 +247,10 @@ def test_a_dac_detr_starts_from_a_deformable_detr(tmp_path, dataset, capsys):
     assert all(torch.equal(before[name], after[name]) for name in kept) and len(kept) > 100
     log = json.loads((tmp_path / "out" / "log.txt").read_text())
     assert {"train_loss_ce_dn_0_one2one", "train_loss_giou", "train_loss_bbox_enc", "test_loss_ce_one2one"} <= log.keys()
+
+
+def test_losses_of_all_layers_are_needed(dataset, tmp_path, capsys):
+    """Each layer's box head refines the boxes of the one before: without its loss it would stay as it was drawn."""
+    assert run_here(NAME, "--coco_path", dataset, *tiny(NAME), "--no_aux_loss", "--output_dir", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "--no_aux_loss" in message and message.count("\n") == 1

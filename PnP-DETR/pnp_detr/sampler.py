@@ -52,7 +52,8 @@ class Sampled(NamedTuple):
         polled, vectors = memory.split([self.tokens.shape[1], self.log_shares.shape[1]], dim=1)
         # Quotients of shares, which survive where the shares themselves underflow.
         quotients = self.log_shares.masked_fill(~self.pooled[:, None], 0.0).softmax(1)
-        spread = (quotients.transpose(1, 2).to(vectors.dtype) @ vectors).masked_fill(~self.pooled[..., None], 0.0)
+        # Under autocast the product has half the precision of the memory, which on a GPU is a norm's output in float32.
+        spread = (quotients.transpose(1, 2).to(vectors.dtype) @ vectors).to(memory.dtype).masked_fill(~self.pooled[..., None], 0.0)
         own = torch.where(self.kept[..., None], polled, rows(spread, self.tokens))
         return spread.scatter(1, self.tokens[..., None].expand_as(own), own)
 

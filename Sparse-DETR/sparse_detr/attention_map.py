@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from common.models.sampling import starts_of
+
 
 @torch.no_grad()
 def decoder_attention_map(locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
@@ -24,9 +26,7 @@ def decoder_attention_map(locations: Tensor, weights: Tensor, shapes: Sequence[t
     Returns:
         (B, N) float32. What falls outside the maps is lost.
     """
-    starts = [0]
-    for height, width in shapes:
-        starts.append(starts[-1] + height * width)
+    starts = starts_of(shapes)
     sizes, first = torch.tensor([(w, h) for h, w in shapes]), torch.tensor(starts[:-1])
     sizes, first = (x.to(locations.device, non_blocking=True) for x in (sizes, first))
     position = (locations.float() * sizes[:, None]).nan_to_num(-1.0, posinf=-1.0, neginf=-1.0)

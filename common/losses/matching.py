@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
+ALPHA, GAMMA = 0.25, 2.0  # of the focal cost, as published whatever the loss has
 FORBIDDEN = 1e6  # cost of a pair that must not be; more than any other
 
 
@@ -58,15 +59,12 @@ class HungarianMatcher:
         cost_class, cost_bbox, cost_giou: weights of the three terms.
         focal: the class term is the focal loss' difference between a positive and a negative (sigmoid detectors) instead of minus
             the probability (softmax detectors).
-        alpha, gamma: of the focal loss.
     """
 
     cost_class: float
     cost_bbox: float
     cost_giou: float
     focal: bool
-    alpha: float = 0.25
-    gamma: float = 2.0
 
     @torch.no_grad()
     def match(self, sets: Sequence[PredictedSet]) -> list[Matching]:
@@ -100,11 +98,11 @@ class HungarianMatcher:
     def _cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
         """One image: logits (L, Q, C), boxes (L, Q, 4), its n objects -> (L, Q, n)."""
         layers, queries, _ = logits.shape
-        logits, boxes = logits.float(), boxes.float().flatten(0, 1)
+        boxes = boxes.flatten(0, 1)
         if self.focal:
             p = logits[..., labels].sigmoid()
-            positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
-            negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+            positive = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
+            negative = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
             cost_class = positive - negative
         else:
             cost_class = -logits.softmax(-1)[..., labels]

@@ -35,7 +35,8 @@ class FocalLoss:
     def __call__(self, logits: Tensor, matching: Matching, labels: Tensor) -> Tensor:
         """logits (L, B, Q, C), labels (K,) of the pairs -> (L,)."""
         one_hot = torch.zeros_like(logits)
-        one_hot[matching.layer, matching.image, matching.query, labels] = 1.0
+        # Not assigned as a number, which would be copied to the device while the host waits.
+        one_hot.index_put_((matching.layer, matching.image, matching.query, labels), one_hot.new_ones(()))
         return sigmoid_focal_loss(logits, one_hot, alpha=self.alpha, gamma=self.gamma).flatten(1).sum(1)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import UserError
 from .backbone import Backbone
+from .model import DetectionModel
 
 
 def compile_model(model: nn.Module, parts: Sequence[str], device: torch.device, backend: str = "inductor") -> None:
@@ -21,6 +22,7 @@ def compile_model(model: nn.Module, parts: Sequence[str], device: torch.device, 
 
     Raises:
         UserError: this machine cannot compile.
+        ValueError: no module has such a name.
     """
     try:
         torch.compile(torch.sin, backend=backend)(torch.zeros(8, device=device))
@@ -29,19 +31,24 @@ def compile_model(model: nn.Module, parts: Sequence[str], device: torch.device, 
         # PyTorch says on the first line which backend failed, and why on the next.
         reason = next((line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")), error)
         raise UserError(f"torch.compile does not work here ({reason}): install {needed}, or leave out --compile") from error
-    for name, module in model.named_modules():
-        if any(re.fullmatch(part, name) for part in parts):
+    for part in parts:
+        found = [module for name, module in model.named_modules() if re.fullmatch(part, name)]
+        if not found:
+            raise ValueError(f"nothing to compile: no module is called {part}")
+        for module in found:
             module.compile(backend=backend, dynamic=True)
 
 
-def speed_up(model: nn.Module, compiled: Sequence[str], args: Namespace, device: torch.device) -> nn.Module:
-    """The model as ``--channels_last`` and ``--compile`` want it, changed in place; ``compiled`` as in :func:`compile_model`."""
+def speed_up(model: DetectionModel, compiled: Sequence[str], args: Namespace, device: torch.device) -> DetectionModel:
+    """The model as ``--channels_last`` and ``--compile`` want it, changed in place; ``compiled`` as in :func:`compile_model`, of
+    the detector without its mask head.
+    """
     if args.channels_last:
         for module in model.modules():
             if isinstance(module, Backbone):
                 module.use_channels_last()
     if args.compile:
-        compile_model(model, compiled, device)
+        compile_model(model.detector, compiled, device)
     return model
 
 

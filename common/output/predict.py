@@ -1,7 +1,7 @@
 """Drawing a detector's answers on images and videos."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ class Drawing:
     Args:
         score_threshold: least score of a box that is drawn or kept.
         information: draw the detector's own pictures beside it, such as the self-information of the last encoder layer.
-        truth: the dataset that the images are from, to draw their true boxes.
+        truth: the :func:`true_boxes` of the images by their titles, to be drawn beside what is found.
         results: where the detections are kept.
 
     Attributes:
@@ -51,7 +51,7 @@ class Drawing:
         score_threshold: float,
         *,
         information: bool,
-        truth: COCO | None = None,
+        truth: Mapping[str, tuple[np.ndarray, list[int]]] | None = None,
         results: CocoResults | None = None,
     ):
         self.predictor, self.score_threshold, self.information = predictor, score_threshold, information
@@ -72,8 +72,8 @@ class Drawing:
             panoptic = found["panoptic"] | {"ids": found["panoptic"]["ids"].numpy(), "stuff": stuff}
         if self.information or self.truth:
             maps = {caption: values.numpy() for caption, values in found.get("information", {}).items()}
-            true_boxes = _true_boxes(self.truth, file_name, stuff) if self.truth else None
-            return [detection_panel(pixels, *drawn, maps, true_boxes, masks=masks, panoptic=panoptic)]
+            ground_truth = self.truth[file_name] if self.truth else None
+            return [detection_panel(pixels, *drawn, maps, ground_truth, masks=masks, panoptic=panoptic)]
         pictures = [draw_detections(pixels, *drawn, masks)]
         return [*pictures, draw_panoptic(pixels, names=names, **panoptic)] if panoptic else pictures
 
@@ -176,9 +176,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _true_boxes(truth: COCO, file_name: str, stuff: Collection[int]) -> tuple[np.ndarray, list[int]]:
+def true_boxes(truth: COCO, image_id: int, stuff: Collection[int]) -> tuple[np.ndarray, list[int]]:
     """Boxes (n, 4) xyxy in pixels and category ids of the things in an image."""
-    [image_id] = [i for i, image in truth.imgs.items() if image["file_name"] == file_name]
     annotations = [a for a in truth.imgToAnns[image_id] if not a["iscrowd"] and a["category_id"] not in stuff]
     xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float64).reshape(-1, 4)
     return box_convert(xywh, "xywh", "xyxy").numpy(), [a["category_id"] for a in annotations]

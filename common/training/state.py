@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from ..boundary.checkpoints import save_checkpoint
 from ..errors import UserError, quoted
+from ..models.folding import synchronise_batch_norms
 from ..models.model import DetectionModel
 
 MOST_DROPS = 400  # after which no rate is above 0
@@ -39,7 +40,7 @@ class TrainingState:
         description: dict[str, Any],
     ):
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronise_batch_norms(model)
         self.args, self.accelerator, self.description = args, accelerator, description
         self.n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         groups = group_parameters(model, parameter_groups)

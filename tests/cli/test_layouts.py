@@ -72,3 +72,20 @@ def test_panoptic_segmentation_needs_cocos_layout(named, flat, tmp_path, capsys)
     assert run_here(EXAMPLE, *argv) == 2
     message = capsys.readouterr().err
     assert f"needs COCO 2017's layout, which {flat} does not have" in message and message.count("\n") == 1
+
+
+def test_the_demo_draws_images_of_any_name(dataset, tmp_path):
+    """On data of one's own, whose names have folders before them, and where a file is listed twice."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(dataset, data)
+    (data / "val2017").rename(tmp_path / "deeper")
+    (tmp_path / "deeper").rename((data / "val2017").mkdir() or data / "val2017" / "deeper")
+    path = data / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image["file_name"] = f"./deeper/{image['file_name']}"
+    content["images"][1]["file_name"] = content["images"][0]["file_name"]
+    path.write_text(json.dumps(content))
+    argv = ("--demo", *tiny(EXAMPLE), "--coco_path", data, "--epochs", 1, "--output_dir", out)
+    assert run_here(EXAMPLE, *argv) == 0
+    assert len(list((out / "pictures").glob("*.png"))) == len(content["images"]) - 1

@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import pytest
 import torch
@@ -102,6 +102,18 @@ def test_a_published_checkpoint_gives_its_own_results(clustering, clustered, own
     assert theirs.messages == ([f"{path} was trained with --clustering window, and is used so"] if clustering == "window" else [])
     assert theirs.args.clustering == clustering and theirs.num_classes == NUM_CLASSES
     assert_same(theirs.model, ours.model)
+
+
+def test_what_published_files_hold_beside_their_weights(detector, plain, tmp_path):
+    """Protects real files: options that the detector leaves no choice of, a path, and a counter's numbers in every module."""
+    content = torch.load(plain, weights_only=True)
+    nheads = content["args"]["nheads"]
+    weights = DETECTORS[detector].export(content["model"], nheads)
+    modules = {name.rsplit(".", depth)[0] + "." for name in weights for depth in range(1, name.count(".") + 1)} | {""}
+    counted = {f"{module}{counter}": torch.zeros(1) for module in modules for counter in ("total_ops", "total_params")}
+    args = Namespace(nheads=nheads, position_embedding="sine", num_queries=10, output_dir=PosixPath("exps"), world_size=8)
+    torch.save({"model": weights | counted, "args": args}, path := tmp_path / "published.pth")
+    assert_same(restore(DETECTORS[detector], path).model, restore(DETECTORS[detector], plain).model)
 
 
 def test_an_exported_checkpoint_gives_the_same_results(variant, tmp_path):

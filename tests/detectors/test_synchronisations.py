@@ -9,12 +9,11 @@ from common.cli.run import build_accelerator
 from common.evaluation import evaluate as evaluation
 from common.evaluation.evaluate import evaluate
 from common.training.loop import train_one_epoch
-from tests.detector_runs import tiny
+from tests.detector_runs import tiny, waits_of_forward
 from tests.synchronisations import Synchronisations, put_on_host
 from tests.tiny_models import build, bytes_of
 from tools.detectors import DETECTORS, options
 
-ENCODER_LAYERS = 2
 STEPS = 1  # of two batches, or two of one
 
 
@@ -32,8 +31,7 @@ def test_a_step_and_an_evaluated_batch_wait_no_more_than_they_must(variant, data
     its detections, too.
     """
     detector, argv = variant
-    layers = {"tolist": ENCODER_LAYERS if {"region", "window"} & {*argv} else 0}
-    layers["tolist"] += detector == "PnP-DETR" and "--sampling" not in argv
+    layers = {"tolist": waits_of_forward(detector, argv)}
     model, criterion = build(detector, *argv, "--dilation")
     args = options(detector, tiny(detector))
     accelerator = build_accelerator(args)
@@ -82,6 +80,8 @@ def test_a_step_and_an_evaluated_batch_wait_no_more_than_they_must(variant, data
         lambda x: x + torch.ones(4),
         lambda x: torch.tensor([1.0, 2.0], device=x.device),
         lambda x: torch.ones(4).to(x.device),
+        lambda x: x.new_tensor(3.0),
+        lambda x: x.clone().__setitem__((x > 0).long(), 1.0),
     ],
 )
 def test_every_kind_of_wait_is_counted(work):
@@ -98,6 +98,8 @@ def test_every_kind_of_wait_is_counted(work):
         lambda x: (x * 2 + torch.tensor(1.0)).softmax(-1),
         lambda x: x.masked_fill(x > 0, 0.0).gather(0, x.argsort()),
         lambda x: torch.tensor([1.0, 2.0]).tolist() + torch.arange(4).nonzero().tolist(),
+        lambda x: x.clone().__setitem__(slice(2), 1.0),
+        lambda x: x.clone().__setitem__((x > 0).long(), x),
         lambda x: x + torch.ones(4).to(x.device, non_blocking=True) + torch.arange(4, device=x.device),
         lambda x: x.double().to(torch.float16).to(x) + x.shape[0],
         lambda x: x.requires_grad_().square().sum().backward(),

@@ -6,6 +6,7 @@ from torch import nn
 
 from enact import ClusteredAttention, EntropyClustering
 from enact.clustering import AutoCapacity
+from enact.scans import SCANS
 from tests.reference import CLUSTERINGS, pad, random_maps
 from tests.synchronisations import Synchronisations
 
@@ -54,11 +55,12 @@ def test_the_surplus_joins_the_last_cluster(clustering):
 def test_nothing_waits_for_the_device(clustering):
     """Protects the point of a capacity; an exact clustering waits once."""
     src, padding = padded_batch()
-    cases = [({}, 1), ({"capacity": "auto"}, 0)] + [({"capacity": "auto", "cuts": "steps"}, 0)] * (clustering == "region")
+    cases = [({}, 1)] + [({"capacity": "auto", "scan": scan, "size_bias": True}, 0) for scan in SCANS]
+    cases += [({"capacity": "auto", "cuts": "steps"}, 0)] * (clustering == "region")
     for options, waits in cases:
         module = attention(clustering, **{"capacity": None} | options)
         with Synchronisations() as counted:
-            module(src, src, src, padding, need_weights=False)
+            module(src, src, src, padding, need_weights=False, feature_size=SIZES[0])
         assert sum(counted.found.values()) == waits
 
 

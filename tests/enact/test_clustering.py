@@ -124,7 +124,9 @@ def test_certain_scores_stay_finite():
     assert all(x.isfinite().all() for x in (found.information, found.smoothed, found.weight, logits.grad))
 
 
-@pytest.mark.parametrize(("option", "value"), [("clustering", "none"), ("smoothing_sigma", 0.5), ("smoothing_sigma", float("nan"))])
+@pytest.mark.parametrize(
+    ("option", "value"), [("clustering", "none"), ("smoothing_sigma", 0.5), ("smoothing_sigma", float("inf")), ("band", 0)]
+)
 def test_impossible_options_are_refused(option, value):
     """A clustering that does not exist or a Gaussian narrower than a pixel is an error when the module is built."""
     with pytest.raises(ValueError, match=option):

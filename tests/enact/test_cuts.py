@@ -72,6 +72,16 @@ def test_pieces_are_found():
     assert torch.equal(found[0], pieces)
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_diverged_model_has_clusters(number):
+    """Protects the loop's own sentence about a loss that is not finite: keys that are no numbers end in no other error."""
+    key = torch.randn(2, 30, 8)
+    key[0, :12] = number
+    found = clustering("raster", torch.float32, cuts="steps")(key)
+    assert found.index.min() == 0 and (found.index[:, 1:] - found.index[:, :-1]).unique().tolist() == [0, 1]
+    assert found.weight[1].isfinite().all()
+
+
 def test_a_capacity_keeps_the_largest_steps():
     """Where bends fill the last cluster with the surplus, steps choose the best cuts that there may be."""
     torch.manual_seed(3)

@@ -201,6 +201,20 @@ def test_masks_of_whole_keys():
     torch.testing.assert_close(attention(x, seen)[1, :40], expected[1, :40])
 
 
+def test_a_fixed_capacity_is_one_graph():
+    """Protects compilation and export of a host that hands over a mask of N x N, which is not looked at there."""
+    model, x = build("DETR"), images()
+    enact.patch(model, capacity="auto")
+    mask = torch.ones(2, SIDE, SIDE, dtype=torch.long)
+    mask[1, :, 24:] = 0
+    with torch.no_grad():
+        expected = model(x, mask).pred_boxes
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, mask).pred_boxes, expected, rtol=1e-4, atol=1e-5)
+        exported = torch.export.export(model, (x, mask)).module()
+        torch.testing.assert_close(exported(x, mask).pred_boxes, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "mask",
     [torch.ones(65, 65).tril().bool(), torch.randn(1, 2, 1, 65), torch.eye(65).log()],

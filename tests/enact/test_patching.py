@@ -75,16 +75,23 @@ def test_vision_transformer_of_torchvision(clustering):
 
 
 @pytest.mark.parametrize(
-    ("options", "replaced"),
+    ("options", "renamed", "replaced"),
     [
-        ({}, ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]),
-        ({"where": lambda name, attention: "1.multi" in name and attention.embed_dim == 16}, ["decoder.layers.1.multihead_attn"]),
+        ({}, False, ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]),
+        ({}, True, ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]),
+        (
+            {"where": lambda name, attention: "1.multi" in name and attention.embed_dim == 16},
+            False,
+            ["decoder.layers.1.multihead_attn"],
+        ),
     ],
-    ids=["default", "chosen"],
+    ids=["default", "decoder of another name", "chosen"],
 )
-def test_where(options, replaced):
+def test_where(options, renamed, replaced):
     """The decoder stays plain unless it is asked for, and what is not chosen stays the very same module."""
     model = nn.Transformer(16, 2, 2, 2, 32, batch_first=True)
+    if renamed:
+        model.head, model.decoder = model.decoder, None
     before = {name: module for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
     assert enact.patch(model, **options) == replaced
     for name, module in before.items():

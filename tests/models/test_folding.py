@@ -178,3 +178,11 @@ def test_norms_that_processes_share_are_applied_once():
     folded = nn.SyncBatchNorm.convert_sync_batchnorm(folded.train())
     assert any(isinstance(m, nn.SyncBatchNorm) for m in folded.modules())
     assert_same(folded.eval(), plain.eval())
+
+
+def test_synchronised_norms_are_applied_once():
+    """Protects a run of several processes whose model was in evaluation before: the replaced norm must not be folded in as well."""
+    folded, plain = pair(frozen=False)
+    other = folding.synchronise_batch_norms(folded.eval())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in other.modules())
+    assert_same(other.eval(), plain.eval())

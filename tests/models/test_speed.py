@@ -55,6 +55,19 @@ def test_a_run_continues_in_another_memory_format(dataset, tmp_path):
             assert (ours - theirs).norm() < 0.1 * theirs.norm().clamp(min=least)
 
 
+def test_parts_to_compile_are_found_behind_a_mask_head(monkeypatch):
+    """Protects --compile --masks from compiling nothing; and a name that no module has is an error."""
+    with_inductor = speed.compile_model
+    monkeypatch.setattr(speed, "compile_model", lambda *args: with_inductor(*args, backend="aot_eager"))
+    for detector in (name for name in DETECTORS if "masks" in options(name, [])):
+        model, _ = build(detector, "--masks")
+        args = options(detector, [*tiny(detector), "--masks", "--compile"])
+        speed.speed_up(model, DETECTORS[detector].compiled, args, torch.device("cpu"))
+        assert model.detr.backbone[0].body._compiled_call_impl
+    with pytest.raises(ValueError, match="neck"):
+        with_inductor(nn.Identity(), ("neck",), torch.device("cpu"), backend="eager")
+
+
 def test_a_compiled_model_is_the_plain_model(detector, dataset, monkeypatch):
     """Protects --compile in training and in evaluation: names and numbers of the plain model, for images of several sizes.
 

@@ -2,8 +2,10 @@
 
 import json
 import math
+import multiprocessing
 import os
 import ssl
+import time
 from pathlib import Path
 from urllib.error import URLError
 
@@ -193,6 +195,22 @@ def test_one_run_in_a_folder(tmp_path):
         assert "another run writes to" in said_by(lambda: only_run_in(tmp_path).__enter__())
     with only_run_in(tmp_path):
         pass
+
+
+def test_a_process_that_loads_data_does_not_hold_the_folder(tmp_path):
+    """Protects a run that starts again after a kill, while processes of the killed one still live for some seconds."""
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+    with only_run_in(tmp_path):
+        worker = fork.Process(target=lambda: started.set() or time.sleep(60))
+        worker.start()
+        started.wait()
+    try:
+        with only_run_in(tmp_path):
+            assert worker.is_alive()
+    finally:
+        worker.terminate()
+        worker.join()
 
 
 def test_exports_and_fresh_runs_overwrite_nothing(tmp_path, dataset, capsys):

@@ -61,6 +61,16 @@ def _wait(condition) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize("start", [[], ["--finetune", "old.pth"], ["--resume=old.pth"]])
+def test_a_job_that_comes_again_goes_on_where_it_was(start, tmp_path):
+    """Whatever it has started from: neither anew from there, nor with two options that contradict each other."""
+    training = submit.Training(tmp_path / "main.py", ("--lr", "1e-4", *start, "--output_dir", str(tmp_path)), tmp_path)
+    assert training.options() == ["--lr", "1e-4", *start, "--output_dir", str(tmp_path)]
+    last = tmp_path / "checkpoint.pth"
+    last.touch()
+    assert training.options() == ["--lr", "1e-4", "--output_dir", str(tmp_path), "--resume", str(last)]
+
+
 def test_a_job_says_what_it_asks_of_the_cluster(tmp_path, monkeypatch):
     """Account, constraint and the rest reach Slurm, and half a detector's name does not."""
     monkeypatch.setattr(submit.shutil, "which", lambda name: "/usr/bin/" + name)

@@ -85,7 +85,7 @@ class _Pooling(Function):
         x, weight, index = ctx.saved_tensors
         of_pixels = grad.flatten(0, 1).index_select(0, _rows(index, grad.shape[1])).view(x.shape)
         grad_x = of_pixels * weight[..., None] if ctx.needs_input_grad[0] else None
-        grad_weight = (of_pixels * x).sum(-1, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
+        grad_weight = (of_pixels.to(weight.dtype) * x).sum(-1) if ctx.needs_input_grad[1] else None  # fp16 would overflow
         return None if grad_x is None else grad_x.to(x.dtype), grad_weight, None, None
 
 
@@ -138,12 +138,14 @@ class EntropyClustering(nn.Linear):
     ):
         if clustering not in CLUSTERINGS:
             raise ValueError(f"clustering must be one of {', '.join(CLUSTERINGS)}, not {clustering!r}")
-        if not smoothing_sigma >= 1:
+        if not 1 <= smoothing_sigma < math.inf:
             raise ValueError(f"smoothing_sigma must be at least 1 pixel, not {smoothing_sigma}")
         if capacity not in (None, "auto") and not (isinstance(capacity, int) and capacity >= 1):
             raise ValueError(f'capacity must be None, "auto" or at least 1 cluster, not {capacity!r}')
         if scan not in (None, *SCANS):
             raise ValueError(f"scan must be one of {', '.join(SCANS)}, not {scan!r}")
+        if band is not None and not (isinstance(band, int) and band >= 1):
+            raise ValueError(f"band must be None or at least 1 row, not {band!r}")
         if cuts not in CUTS:
             raise ValueError(f"cuts must be one of {', '.join(CUTS)}, not {cuts!r}")
         if cuts == "steps" and clustering == "window":
@@ -264,7 +266,7 @@ def cluster(
         kept = ~dropped.gather(1, position)
         valid = kept if valid is None else valid & kept
     if capacity is None:
-        counts = count.tolist()  # the one synchronisation: M is the size of everything that follows
+        counts = count.tolist() or [1]  # the one synchronisation: M is the size of everything that follows
         size, ragged = max(counts), min(counts) < max(counts)
     else:
         size, ragged = capacity, True

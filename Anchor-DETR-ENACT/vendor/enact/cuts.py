@@ -40,6 +40,7 @@ def at_steps(key: Tensor, order: Tensor, lengths: Tensor, count: Tensor) -> Tens
     walked = walked.to(torch.promote_types(key.dtype, torch.float32))
     pairs = walked[:, 1:] + walked[:, :-1]
     change = torch.linalg.vector_norm(pairs[:, 2:] - pairs[:, :-2], dim=-1)  # (B, N - 1)
+    change = change.nan_to_num(nan=0.0, posinf=0.0)  # a diverged model still has clusters: its loss is where that is noticed
 
     behind = torch.arange(1, n, device=key.device) >= lengths[:, None]
     change = change.masked_fill(behind, -1.0)

@@ -31,7 +31,7 @@ def places(scan: str, mask: Tensor, band: int) -> Tensor:
         return _hilbert(x.expand(height, -1), y.expand(-1, width), w, h).flatten(1)
     rows = {"raster": 1, "serpentine": 1, "band": band}[scan]
     first = y // rows * rows  # row of the band
-    high = torch.minimum(h - first, first.new_tensor(rows)).clamp(min=1)  # rows of the band: the last may have fewer
+    high = (h - first).clamp(min=1, max=rows)  # rows of the band: the last may have fewer
     column = x.expand(height, -1)
     if scan != "raster":  # there and back
         column = torch.where(first // rows % 2 == 0, column, w - 1 - column)

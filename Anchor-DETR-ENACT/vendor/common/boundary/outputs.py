@@ -16,6 +16,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 HALF = ".enact-half-"  # what half-written files begin with
+_held: set[int] = set()  # the locks of :func:`only_run_in`
 
 
 def make_folder(folder: Path) -> None:
@@ -72,13 +73,25 @@ def only_run_in(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
         if descriptor is not None:
+            _held.add(descriptor)
             _lock(descriptor, folder)
         for left in folder.glob(f"{HALF}*"):  # by runs that were killed
             left.unlink(missing_ok=True)
         yield
     finally:
         if descriptor is not None:
+            _held.discard(descriptor)
             os.close(descriptor)
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked process, such as one that loads data: it may live some seconds longer than a run that was killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+if fcntl:
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

@@ -25,10 +25,15 @@ def build_parts(args: Namespace, num_logits: int, load_backbone: bool) -> dict[s
     }
 
 
-def check_levels(args: Namespace) -> None:
-    """Raises UserError where levels cannot be built."""
+def check_groups(args: Namespace) -> None:
+    """Raises UserError where features cannot be normed in groups."""
     if args.hidden_dim % GROUPS:
         raise UserError(f"--hidden_dim {args.hidden_dim} must be divisible by {GROUPS}, the groups of the input projection's norm")
+
+
+def check_levels(args: Namespace) -> None:
+    """Raises UserError where levels cannot be built."""
+    check_groups(args)
     if args.num_feature_levels > 1 and args.last_stage < BACKBONE_LEVELS:
         raise UserError(f"--num_feature_levels {args.num_feature_levels} takes the three stages up to --last_stage: pass 3 or 4")
 

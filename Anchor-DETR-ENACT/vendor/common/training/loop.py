@@ -165,7 +165,8 @@ def train_one_epoch(
     """Trains one epoch; returns the mean of every logged loss, ``loss`` being their weighted total, and of ``grad_norm``; the
     images per second of all processes, the share of the time spent waiting for them, and the peak memory in bytes.
 
-    Two device synchronisations per step beside the model's own: the matching, and the numbers for the log.
+    Two device synchronisations per step beside the model's own: the matching, and the numbers for the log; in fp16 also whether
+    the scaler found a gradient that overflowed.
 
     Raises:
         UserError: a loss or gradient is not finite. The step is not taken.

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +16,9 @@ from .outputs import whole_file
 from .schema import OPEN, CategoryId, Epoch, Whole, conform
 
 MOST_CLASSES = 2**20
+COUNTERS = ("total_ops", "total_params")
+# Under the names that a path has in files of Python up to 3.12 and from 3.13 on, on any system.
+PATHS = [(PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")]
 
 
 def _weights(value: Mapping) -> Mapping:
@@ -95,15 +98,15 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 def load_checkpoint(source: str | Path) -> dict[str, Any]:
     """Reads a checkpoint: a dict with ``model`` and what else it was saved with; a bare state dict becomes ``{"model": ...}``.
 
-    Published checkpoints keep their options as an ``argparse.Namespace``, the one class that is allowed in the file; it becomes a
-    dict.
+    Published checkpoints keep their options as an ``argparse.Namespace``, which becomes a dict, and some have paths in it; no other
+    class is allowed in the file. What a counter of operations left beside the weights of some is dropped.
 
     Raises:
         UserError: no such file, or not a checkpoint.
     """
     path = locate(str(source))
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *PATHS]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint provokes in the unpickler
         raise UserError(f"{path} is not a checkpoint that PyTorch reads with weights_only=True: choose another") from error
@@ -113,6 +116,8 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint: it holds no 'model' with weights")
     if isinstance(checkpoint.get("args"), argparse.Namespace):
         checkpoint["args"] = vars(checkpoint["args"])
+    weights = checkpoint["model"].items()
+    checkpoint["model"] = {k: v for k, v in weights if not (isinstance(k, str) and k.rpartition(".")[2] in COUNTERS)}
     return dict(conform(CHECKPOINT, checkpoint, path, "a checkpoint"))
 
 

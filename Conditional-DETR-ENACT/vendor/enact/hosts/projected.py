@@ -68,15 +68,24 @@ def padding_of(mask: Tensor, batch: int, length: int) -> Tensor:
     """(B, N) bool, True = padding, from a mask that broadcasts to (B, h, L, N): bool, True = seen, or float, added to the logits.
 
     Raises:
-        ValueError: it is not one of whole keys.
+        ValueError: it is not one of whole keys; not looked at in a graph, which the question would break.
     """
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-    biased = mask.is_floating_point() and bool((seen & (mask != 0)).any())
-    seen = seen[(None,) * (4 - seen.dim())]
+    seen, mask = (x[(None,) * (4 - x.dim())] for x in (seen, mask))
     keys = seen[:, :1, :1]
-    if biased or not torch.equal(seen, keys.expand_as(seen)):
+    if not torch.compiler.is_compiling() and not _is_of_keys(mask, seen):
         raise ValueError(
             "clustered attention takes masks of whole keys, such as padding: a mask or bias between pixels (causal, windowed, of "
             "relative positions) has no meaning between clusters"
         )
     return ~keys[:, 0, 0].expand(batch, length)
+
+
+def _is_of_keys(mask: Tensor, seen: Tensor) -> bool:
+    """Whether a mask (B, h, L, N), of which ``seen`` is kept, hides whole keys and adds nothing to others.
+
+    The host waits for the answer, but for a bool mask without heads and queries.
+    """
+    if mask.dtype == torch.bool:
+        return seen.shape[1:3] == (1, 1) or bool((seen == seen[:, :1, :1]).all())
+    return not bool(((seen != seen[:, :1, :1]) | seen & (mask != 0)).any())

@@ -48,6 +48,8 @@ def follow_checkpoint(
     starts = args.finetune or getattr(args, "frozen_weights", None) and not args.resume
     warm = {name for name, (value, *_) in detector.plain.items() if starts and revealed.get(name) == value}
     for name in detector.architecture:
+        if name not in vars(args):
+            continue  # published files record options that this detector leaves no choice of, such as Deformable DETR's positions
         known = revealed.get(name, recorded.get(name))
         if known is None or name in warm or name in explicit and getattr(args, name) == known:
             continue

@@ -1,7 +1,7 @@
 """Checkpoints of the detectors with Deformable DETR's names, published and our own.
 
 The published names are the models'. Two-stage files hold the heads a second time under the decoder, some those behind the encoder's
-layers a second time under the encoder; and some hold what a counter of operations left in them.
+layers a second time under the encoder.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from .reveal import count_layers, reveal_backbone
 
 HEADS = ("class_embed", "bbox_embed")
 COPIES = tuple(f"transformer.{part}.{head}." for part in ("decoder", "encoder") for head in HEADS)
-COUNTERS = ("total_params", "total_ops")
 
 
 def reveal_deformable(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def reveal_deformable(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def without_copies(state_dict: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:
     """A checkpoint's weights as a model's; our own come back as they are. The number of attention heads has no part in it."""
-    return {k: v for k, v in state_dict.items() if not k.startswith(COPIES) and not k.endswith(COUNTERS)}
+    return {k: v for k, v in state_dict.items() if not k.startswith(COPIES)}
 
 
 def with_copies(state_dict: Mapping[str, Tensor], part: str, first: int = 0) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ kept for it. The gradient of the table is a weighted sum as well, for each pixel
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ class _Sampling(Function):
         value, locations, weights = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (value, locations, weights)]
         grad_value, grad_locations, grad_weights = grads
-        start = dict(zip(range(len(ctx.shapes)), _starts(ctx.shapes)))
+        start = starts_of(ctx.shapes)
         for images, level, part, size in _chunks(value, locations, ctx.shapes):
             height, width = size
             points, weight = _locate(locations[images, :, :, level], size), weights[images, :, :, level]
@@ -107,6 +108,11 @@ class _Sampling(Function):
         return *grads, None
 
 
+def starts_of(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """The first token of each level, and behind the last the number of all."""
+    return [0, *accumulate(height * width for height, width in shapes)]
+
+
 def _chunks(
     value: Tensor, locations: Tensor, shapes: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[slice, int, Tensor, tuple[int, int]]]:
@@ -118,14 +124,6 @@ def _chunks(
         parts = value[images].split([height * width for height, width in shapes], dim=1)
         for level, (part, size) in enumerate(zip(parts, shapes, strict=True)):
             yield images, level, part, size
-
-
-def _starts(shapes: tuple[tuple[int, int], ...]) -> list[int]:
-    """The first token of each level."""
-    starts = [0]
-    for height, width in shapes:
-        starts.append(starts[-1] + height * width)
-    return starts[:-1]
 
 
 def _locate(locations: Tensor, size: tuple[int, int]) -> _Points:

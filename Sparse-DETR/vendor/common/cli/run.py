@@ -18,7 +18,7 @@ from ..data.coco_names import known_categories
 from ..data.layouts import Layout, Split, of_pairs, recognise
 from ..data.loading import build_dataset, evaluation_loader, training_loader
 from ..data.shapes import ensure_shapes_dataset
-from ..data.sources import find_sources
+from ..data.sources import Source, find_sources, titles
 from ..detector import Detector
 from ..errors import UserError, quoted
 from ..evaluation.coco import METRICS
@@ -27,7 +27,7 @@ from ..losses.criterion import Criterion
 from ..models.model import DetectionModel
 from ..models.speed import set_tf32, speed_up
 from ..output.files import prepare_output, summaries, write_json
-from ..output.predict import Drawing, draw_predictions, folders_of
+from ..output.predict import Drawing, draw_predictions, folders_of, true_boxes
 from ..output.results import CocoResults
 from ..predictor import Predictor
 from ..training import interrupts
@@ -123,10 +123,12 @@ def run_training(detector: Detector, args: Namespace, accelerator: Accelerator, 
     with only_run_in(args.output_dir) if accelerator.is_main_process else nullcontext():
         train(detector, args, accelerator, model, criterion, train_loader, val_loader, checkpoint, categories)
     if args.demo and accelerator.is_main_process:
-        pictures = find_sources(val.path(i) for i in val.ids[:DEMO_PICTURES])
-        folder = args.output_dir / "pictures"
+        shown = {val.path(i): i for i in val.ids[:DEMO_PICTURES]}  # a file once, which may be listed twice
+        pictures, folder = list(map(Source, shown)), args.output_dir / "pictures"
         predictor = Predictor(detector, accelerator.unwrap_model(model), args, categories, accelerator.device)
-        draw_predictions(Drawing(predictor, args.score_threshold, information=True, truth=val.coco), pictures, folder)
+        boxes = [true_boxes(val.coco, i, predictor.stuff or ()) for i in shown.values()]
+        truth = dict(zip(titles(pictures), boxes, strict=True))
+        draw_predictions(Drawing(predictor, args.score_threshold, information=True, truth=truth), pictures, folder)
         print(f"detections beside their self-information: {folder}")
 
 

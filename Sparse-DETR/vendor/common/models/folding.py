@@ -116,3 +116,12 @@ def fold_batch_norms(module: nn.Module) -> None:
             norm = module.get_submodule(parent).get_submodule(last.replace("conv", "bn") if last.startswith("conv") else "1")
             conv.__class__ = FoldedConv2d  # differs in its forward pass alone: the weights and settings stay where they are
             conv.follow(norm)
+
+
+def synchronise_batch_norms(model: nn.Module) -> nn.Module:
+    """The model, whose batch norms share their statistics with the other processes' from now on.
+
+    A convolution that follows a norm keeps asking the one that is replaced, whose mode no longer changes: in training, as here, it
+    is never folded, and the new norm is applied on its own.
+    """
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model.train())

@@ -23,18 +23,22 @@ class MLP(nn.Module):
 
 
 def build_heads(d_model: int, num_classes: int, number: int, separate: bool) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Class heads and box heads of sigmoid detectors: a class starts with probability 0.01, the last layer of a box head at zero.
+    """Class heads and box heads of sigmoid detectors, as :func:`init_sigmoid_heads` starts them.
 
     Args:
         number: how many of each.
         separate: whether they are copies; else one module stands at every place, and the published weights repeat it.
     """
-    class_embed, bbox_embed = nn.Linear(d_model, num_classes), MLP(d_model, d_model, 4, num_layers=3)
+    heads = nn.Linear(d_model, num_classes), MLP(d_model, d_model, 4, num_layers=3)
+    init_sigmoid_heads(*heads)
+    return tuple(nn.ModuleList([deepcopy(head) if separate else head for _ in range(number)]) for head in heads)
+
+
+def init_sigmoid_heads(class_embed: nn.Linear, bbox_embed: MLP) -> None:
+    """A class starts with probability 0.01, a box at its anchor."""
     nn.init.constant_(class_embed.bias, -math.log(99))
     for parameter in bbox_embed.layers[-1].parameters():
         nn.init.zeros_(parameter)
-    heads = (class_embed, bbox_embed)
-    return tuple(nn.ModuleList([deepcopy(head) if separate else head for _ in range(number)]) for head in heads)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
