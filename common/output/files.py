@@ -99,6 +99,7 @@ def summaries(evaluations: Mapping[str, Evaluation]) -> list[str]:
                 parts.append(", ".join(f"{metric.upper()} {numbers[metric]:.3f}" for metric in ("pq", "sq", "rq")))
             elif kind.startswith("coco_eval"):
                 shown = ", ".join(f"{metric} {value:.3f}" for metric, value in zip(METRICS[:6], numbers) if value >= 0)
+                shown = shown or "no objects, so no precision"
                 parts.append(shown if kind == "coco_eval_bbox" else f"masks {shown}")
         lines.append((f"{name.replace('_', ' ')}: " if name else "") + "; ".join(parts))
     return lines

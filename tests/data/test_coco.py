@@ -56,6 +56,15 @@ def test_nothing_is_remarked_where_all_is_well(tmp_path):
     assert dataset_of(tmp_path, [([1, 1, 5, 5], {})], images=1).remarks() == []
 
 
+def test_images_of_another_size_than_their_entries_are_remarked(tmp_path):
+    """Protects from boxes of the upright picture where the file is rotated, which would be trained on without a word."""
+    dataset = dataset_of(tmp_path, [([1, 1, 5, 5], {})])
+    entries = dataset.coco.imgs
+    entries[1]["width"], entries[1]["height"] = HEIGHT, WIDTH
+    del entries[2]["width"]
+    assert dataset.remarks()[0].startswith("1 of the first 200 images have another size")
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     return write_shapes_dataset(tmp_path_factory.mktemp("data") / "shapes", train=6, val=1, image_size=48, progress=False)

@@ -19,6 +19,8 @@ from .coco_names import number_classes
 from .images import open_image, read_image
 from .transforms import boxes_of
 
+OPENED = 200  # images that are looked at before they are read
+
 
 class CocoDetection(Dataset):
     """Images and boxes of one split.
@@ -95,13 +97,26 @@ class CocoDetection(Dataset):
         empty = sum(not self.coco.imgToAnns[i] for i in self.ids)
         crowds = sum(bool(a["iscrowd"]) for a in annotations)
         flat = sum(not self._has_area(a) for a in annotations)
+        other = sum(self._is_of_another_size(i) for i in self.ids[:OPENED])
         counts = (
+            (other, f"of the first {OPENED} images have another size than their entries say, so that boxes may lie elsewhere"),
             (self.truth.repaired, "objects whose area COCO's evaluation would leave out, reckoned from their boxes"),
             (flat, "boxes without area inside their image, skipped"),
             (crowds, "crowd annotations, left out of training and kept for evaluation"),
             (empty, "images without annotations, kept as negatives"),
         )
         return [f"{n} {what}" for n, what in counts if n]
+
+    def _is_of_another_size(self, image_id: int) -> bool:
+        """Such as a picture that its EXIF data rotate, annotated upright, or one that was resized without its annotations."""
+        width, height = (self.coco.imgs[image_id].get(side) for side in ("width", "height"))
+        if not (width and height):
+            return False
+        try:
+            with open_image(self.path(image_id)) as image:  # which reads no pixels
+                return image.size != (width, height)
+        except UserError:  # said when it is read
+            return False
 
     def _has_area(self, annotation: dict[str, Any]) -> bool:
         image = self.coco.imgs[annotation["image_id"]]
