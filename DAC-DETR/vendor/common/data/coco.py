@@ -99,7 +99,7 @@ class CocoDetection(Dataset):
         flat = sum(not self._has_area(a) for a in annotations)
         other = sum(self._is_of_another_size(i) for i in self.ids[:OPENED])
         counts = (
-            (other, f"of the first {OPENED} images have another size than their entries say, so that boxes may lie elsewhere"),
+            (other, f"images of another size than their entries say (of the first {OPENED}), whose boxes may lie elsewhere"),
             (self.truth.repaired, "objects whose area COCO's evaluation would leave out, reckoned from their boxes"),
             (flat, "boxes without area inside their image, skipped"),
             (crowds, "crowd annotations, left out of training and kept for evaluation"),
