@@ -87,7 +87,7 @@ def trained(
         raise UserError(f"{source} is a checkpoint of {named}, not of {' or '.join(detectors)}: choose another")
     name, found = _restore([named] if named in detectors else detectors, source, checkpoint, changes)
     if found.args.clustering == "none":
-        raise UserError(f"{source} is of a plain detector: choose a checkpoint of --clustering region or window")
+        raise UserError(f"{source} is of a plain detector: choose a checkpoint of --clustering region, region+ or window")
     return Loaded(DETECTORS[name], found.args, found.num_classes, str(source), found.model.to(device).eval())
 
 

@@ -31,7 +31,7 @@ from benchmarks.lib.cli import ROOT, build_parser, complete, describe, main, sav
 from benchmarks.lib.demos import TASK_OPTIONS, Demo, share_threads, train_all
 from benchmarks.lib.measure import machine
 from benchmarks.lib.models import shapes
-from benchmarks.lib.seeds import spread, with_spread
+from benchmarks.lib.seeds import default_seeds, named_seeds, over_seeds, with_spread
 from benchmarks.quality.accuracy_chart import COLOURS, draw
 from common.cli.arguments import number
 from common.data.shapes import OUTLINE, TASKS
@@ -152,12 +152,7 @@ def summarise(results: Mapping[Run, Result]) -> list[dict]:
         seeds = {run.seed: results[run] for run in group}
         record = {"detector": detector, "clustering": clustering, "sigma": sigma, "seeds": list(seeds)}
         for metric in METRICS[:2]:
-            values = [getattr(result, metric) for result in seeds.values()]
-            record |= {
-                metric: mean(values),
-                f"{metric}_seeds": values,
-                f"{metric}_spread": spread(values),
-            }
+            record |= over_seeds(metric, [getattr(result, metric) for result in seeds.values()])
         record["AP_per_epoch"] = [result.AP_per_epoch for result in seeds.values()]
         records.append(record)
     plain = {(run.detector, run.seed): result.AP for run, result in results.items() if run.clustering == "none"}
@@ -199,7 +194,7 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="JSON", help="results whose runs count as well")
     args = parser.parse_args(argv)
     args.clustering = args.clustering or (["none", "region"] if args.quick else list(CLUSTERINGS))
-    args.seeds = args.seeds or ([42] if args.quick else [42, 43, 44])
+    args.seeds = args.seeds or default_seeds(args.quick)
     if args.sigmas is None:
         args.sigmas = [] if args.quick else [3.0, 5.0, 7.0]
     args.epochs = args.epochs or (1 if args.quick else None)
@@ -219,8 +214,7 @@ def run(argv: list[str]) -> None:
     records = summarise(added | {run: run.result(args.runs) for run in runs})
     print("\n" + table(records))
     seeds = sorted({seed for record in records for seed in record["seeds"]})
-    named = "seed" + "s" * (len(seeds) > 1) + " " + ", ".join(map(str, seeds))
-    caption = f"{args.coco_path.name}, {named}; dots and bands: single seeds; {describe(machine(device))}"
+    caption = f"{args.coco_path.name}, {named_seeds(seeds)}; dots and bands: single seeds; {describe(machine(device))}"
     content = {"units": {"AP": "%", "AP50": "%"}, "added": sources, "results": records}
     variant = [args.task] * (args.task != OUTLINE)
     save(NAME, args, argv, content, figure=draw(records, args.curves, caption), variant=variant)

@@ -44,7 +44,7 @@ from benchmarks.lib.flops import BACKBONE, DECODER, ENCODER, depends_on_data, mu
 from benchmarks.lib.measure import machine
 from benchmarks.lib.methods import METHODS, Method, chosen, models
 from benchmarks.lib.models import shapes
-from benchmarks.lib.seeds import spread, with_spread
+from benchmarks.lib.seeds import default_seeds, named_seeds, spread, with_spread
 from benchmarks.lib.tables import markdown
 from benchmarks.quality.compare_chart import draw_flops, draw_time
 from benchmarks.quality.compare_runs import (
@@ -177,7 +177,7 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="JSON", help="results whose runs count as well")
     parser.add_argument("--cost", type=Path, nargs="+", default=[], metavar="JSON", help=f"results of {COST_NAME}.py for the table")
     args = parser.parse_args(argv)
-    args.seeds = args.seeds or ([42] if args.quick else [42, 43, 44])
+    args.seeds = args.seeds or default_seeds(args.quick)
     args.epochs = args.epochs or (1 if args.quick else 8)
     args.minutes = args.minutes or (0.04 if args.quick else 8.0)
     args.jobs = args.jobs or (2 if args.quick else 1)
@@ -203,7 +203,7 @@ def run(argv: list[str]) -> None:
     text = table(records, methods, args, costs)
     print("\n" + text)
     seeds = sorted({key.seed for key in results})
-    caption = f"{args.coco_path.name}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {here}"
+    caption = f"{args.coco_path.name}, {named_seeds(seeds)}; {here}"
     units = {"AP": "%", "AP50": "%", "train_seconds": "s", "gflops": "1e9 multiply-adds/image"}
     content = {"units": units, "added": sources, "runs": as_records(results), "results": records, "table": text}
     time = draw_time(results, methods, here, args.minutes, caption)

@@ -40,7 +40,7 @@ from benchmarks.lib import cli
 from benchmarks.lib.demos import train_all
 from benchmarks.lib.measure import machine
 from benchmarks.lib.models import shapes
-from benchmarks.lib.seeds import spread, with_spread
+from benchmarks.lib.seeds import named_seeds, over_seeds, spread, with_spread
 from benchmarks.quality import accuracy
 from benchmarks.quality.fidelity_chart import draw
 from benchmarks.quality.fidelity_variants import PLAIN, VARIANTS, cutting
@@ -205,8 +205,7 @@ def summarise(record: dict[str, Any]) -> dict[str, Any]:
     for found in record["variants"].values():
         seeds = len(found["AP_seeds"]) // len(plain)  # of each checkpoint, one after the other
         differences = [AP - plain[i // seeds] for i, AP in enumerate(found["AP_seeds"])]
-        found |= {"AP": mean(found["AP_seeds"]), "AP_to_plain": mean(differences), "AP_to_plain_seeds": differences}
-        found |= {"AP_to_plain_spread": spread(differences), "layers": []}
+        found |= {"AP": mean(found["AP_seeds"])} | over_seeds("AP_to_plain", differences) | {"layers": []}
         for of_seeds in zip(*found["layers_seeds"], strict=True):
             errors = [layer["error"] for layer in of_seeds]
             M = mean(layer["M"] for layer in of_seeds)
@@ -228,12 +227,12 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plain_demos(detectors: list[str], task: str, args: Namespace, seeds: Sequence[int] = DEMO_SEEDS) -> list[str]:
-    """The checkpoints of the plain demos that ``accuracy.py`` keeps, trained where they are missing."""
+def plain_demos(detectors: list[str], task: str, args: Namespace, seeds: Sequence[int] = DEMO_SEEDS, jobs: int = 1) -> list[str]:
+    """The checkpoints of the plain demos that ``accuracy.py`` keeps, trained where they are missing, ``jobs`` at a time."""
     argv = ["--clustering", "none", "--sigmas", "--seeds", *map(str, seeds), "--task", task, "--detector", *detectors]
     chosen = accuracy.parse(argv + ["--quick"] * args.quick)
     plain = [run.demo(chosen.runs) for run in accuracy.plan(chosen)]
-    train_all(plain, chosen.jobs, args.device, args.coco_path)
+    train_all(plain, jobs, args.device, args.coco_path)
     return [str(demo.checkpoint) for demo in plain]
 
 
@@ -267,8 +266,8 @@ def run(argv: list[str]) -> None:
         records.append(measure(source, args, device))
     records = [summarise(record) for record in merge(records)]
     print("\n" + "\n\n".join(map(table, records)))
-    seeds = f"seed{'s' * (len(args.seeds) > 1)} {', '.join(map(str, args.seeds))}"
-    caption = f"{args.count} images, probability layers and random cuts of {seeds}; {cli.describe(machine(device))}"
+    drawn = f"probability layers and random cuts of {named_seeds(args.seeds)}"
+    caption = f"{args.count} images, {drawn}; {cli.describe(machine(device))}"
     content = {"units": {"AP": "%", "error": "relative"}, "results": records}
     trained_on = [] if args.checkpoint else [*[args.task] * (args.task != OUTLINE), *cli.named_after(args.detector)]
     cli.save(NAME, args, argv, content, figure=draw(records, caption), variant=trained_on)

@@ -4,10 +4,11 @@
     python benchmarks/quality/regions.py --checkpoint CKPT...             # before and after training
 
 **Regions** are those of the paper (section 3.3), also in a model that was trained with windows: the maximal runs of equal sign of
-the second derivative of the smoothed self-information. Reported are their number M in an image of N pixels and their lengths in
-pixels. Independent pixels would have regions too, of pi / arccos(rho) pixels on average, where rho is the correlation of neighbours
-in the second derivative of smoothed noise: that is the yardstick for a signal. It is not proportional to sigma, because the
-Gaussian ends at 3 sigma, and its ends bend the signal: 5.95 pixels at sigma = 3, 7.71 at 5, 6.01 at 7.
+the second derivative of the smoothed self-information, along the walk (``--scan``) of the model. Reported are their number M in an
+image of N pixels and their lengths in pixels; of ``--cuts steps`` those of its clusters, which are as many. Independent pixels
+would have regions too, of pi / arccos(rho) pixels on average, where rho is the correlation of neighbours in the second derivative
+of smoothed noise: that is the yardstick for a signal. It is not proportional to sigma, because the Gaussian ends at 3 sigma, and
+its ends bend the signal: 5.95 pixels at sigma = 3, 7.71 at 5, 6.01 at 7.
 
 **Rows and columns.** The row-column decoupled attention of Anchor DETR has two keys, features + positions of the columns x ("row")
 and features + positions of the rows y ("column"). The regions come from the row keys alone; the paper states that those from the
@@ -46,8 +47,9 @@ from common.boundary.checkpoints import load_checkpoint
 from common.cli.arguments import number
 from common.data.images import read_image
 from common.predictor import batch_of
-from enact.clustering import AutoCapacity
+from enact.clustering import AutoCapacity, EntropyClustering
 from enact.information import mean_length_of_noise, smooth_and_bend
+from enact.scans import places
 
 NAME = "quality/regions"
 DECOUPLED = "Anchor-DETR-ENACT"
@@ -60,6 +62,14 @@ def steps(information: Tensor, sigma: float) -> Tensor:
     """The step function of self-information (S, N) without padding: (S, N) bool, True where its smoothed signal is concave."""
     lengths = torch.full(information.shape[:1], information.shape[1], device=information.device)
     return smooth_and_bend(information, lengths, sigma, int(3 * sigma))[1]
+
+
+def walked(information: Tensor, scores: EntropyClustering, feature_size: tuple[int, int]) -> Tensor:
+    """Self-information (S, N) of a map of H x W pixels in the order in which its layer walks over them."""
+    if scores.scan == "raster":
+        return information  # also of sequences that are no map
+    nothing = torch.zeros(1, *feature_size, dtype=torch.bool, device=information.device)
+    return information[:, places(scores.scan, nothing, scores.band)[0].argsort()]
 
 
 def run_lengths(step: Tensor) -> Tensor:
@@ -110,17 +120,18 @@ def measure(loaded: Loaded, images: Sequence[Path]) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     with column_keys(loaded.model) as columns:
         for path in tqdm(images, desc=f"{loaded.detector.name}, {loaded.state} training", leave=False):
-            clusters, _ = loaded.observe(batch_of([read_image(path)], loaded.args.image_size))
+            clusters, outputs = loaded.observe(batch_of([read_image(path)], loaded.args.image_size))
             layers = layers or [{"layer": i, "counts": [], "lengths": []} for i in range(len(clusters))]
             for layer, (name, record) in zip(layers, clusters.items()):
-                rows = steps(record.information, sigma)
-                for row in rows:
-                    runs = run_lengths(row).tolist()
+                scores, size = loaded.model.get_submodule(name), outputs["feature_size"]
+                rows = steps(walked(record.information, scores, size), sigma)
+                for row, index in zip(rows, record.index):
+                    runs = run_lengths(row)
                     layer["counts"].append(len(runs))
-                    layer["lengths"] += runs
+                    layer["lengths"] += (index.bincount() if scores.cuts == "steps" else runs).tolist()
                 if name in columns:
-                    information = loaded.model.get_submodule(name)(columns[name]).information
-                    for pair in zip(rows, steps(information, sigma)):
+                    information = scores(columns[name], feature_size=size).information
+                    for pair in zip(rows, steps(walked(information, scores, size), sigma)):
                         for key, share in zip(("agreement", "chance"), agreement(*pair)):
                             layer.setdefault(key, []).append(share)
             sizes += [rows.shape[1]] * len(rows)

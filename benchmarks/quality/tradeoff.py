@@ -17,7 +17,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import torch
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
 from benchmarks.lib.flops import ENCODER, SAMPLER, multiply_adds
 from benchmarks.lib.measure import machine, seconds
 from benchmarks.lib.models import shapes
-from benchmarks.lib.seeds import spread, with_spread
+from benchmarks.lib.seeds import default_seeds, named_seeds, over_seeds, with_spread
 from common.cli.arguments import number
 from common.cli.restore import restore
 from common.data.loading import build_dataset, collate
@@ -112,9 +112,7 @@ def summarise(precisions: dict[float, list[list[float]]], costs: dict[float, dic
     for share, numbers in precisions.items():
         record = {"share": share, "sampling": NONE if share == ALL else PNP}
         for i, metric in enumerate(METRIC_NAMES):
-            values = [100 * n[i] for n in numbers]
-            record |= {metric: mean(values), f"{metric}_seeds": values}
-            record[f"{metric}_spread"] = spread(values)
+            record |= over_seeds(metric, [100 * n[i] for n in numbers])
         record |= costs[share] | {"ratios": {name: value / plain[name] for name, value in costs[share].items()}}
         records.append(record)
     for record in records:
@@ -179,7 +177,7 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--repeats", type=positive, help="passes that are timed (default: 50; quick: 3)")
     parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/tradeoff; quick: runs/tradeoff_quick)")
     args = parser.parse_args(argv)
-    args.seeds = args.seeds or ([42] if args.quick else [42, 43, 44])
+    args.seeds = args.seeds or default_seeds(args.quick)
     args.ratios = sorted({*(args.ratios or ([1 / 3, 0.8] if args.quick else [0.1, 0.2, 1 / 3, 0.5, 0.65, 0.8, 0.9]))})
     args.epochs = args.epochs or (1 if args.quick else None)
     args.repeats = args.repeats or (3 if args.quick else 50)
@@ -201,8 +199,7 @@ def run(argv: list[str]) -> None:
     precisions[ALL] = [demos[NONE, seed].log()[demos[NONE, seed].epochs - 1] for seed in args.seeds]
     records = summarise(precisions, measure(demos, args, device))
     print("\n" + table(records))
-    seeds = f"seed{'s' * (len(args.seeds) > 1)} {', '.join(map(str, args.seeds))}"
-    caption = f"{args.coco_path.name}, {seeds}; dots: single seeds; {describe(machine(device))}"
+    caption = f"{args.coco_path.name}, {named_seeds(args.seeds)}; dots: single seeds; {describe(machine(device))}"
     units = {"AP": "%", "AP50": "%", "mflops": "1e6 multiply-adds/image", "seconds": "s/image"}
     save(NAME, args, argv, {"units": units, "results": records}, figure=draw(records, caption))
 

@@ -7,15 +7,15 @@
 **As it is**: ``python <folder>/main.py --eval --resume CKPT --clustering ...``. **Fine-tuned**: ``--finetune CKPT`` in the place
 of ``--resume``, for ``--epochs`` at a tenth of the demo's learning rates, those that its training ends with. The probability
 layers are new; each of ``--seeds`` draws them, and the order of the images. ``none`` is fine-tuned as well, and tells what the
-further training gives without any clustering; ``steps`` are ``--cuts steps``. Runs are kept in ``--runs``, and finished ones are
-not repeated.
+further training gives without any clustering; ``steps`` are ``--cuts steps``. Runs are kept in ``--runs``, one checkpoint of each
+detector, and finished ones are not repeated.
 """
 
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.lib.cli import ROOT, build_parser, complete, main, save
 from benchmarks.lib.demos import Demo, run_quietly, share_threads, train_all
 from benchmarks.lib.models import shapes
-from benchmarks.lib.seeds import spread, with_spread
+from benchmarks.lib.seeds import default_seeds, over_seeds, with_spread
 from benchmarks.quality.fidelity import plain_demos
 from benchmarks.quality.fidelity_variants import PLAIN
 from benchmarks.quality.fidelity_variants import VARIANTS as FIDELITY
@@ -50,7 +50,7 @@ def plan(source: str, detector: str, args: Namespace) -> dict[tuple[str, int], D
             (*chosen, "--seed", str(seed), *rates),
             args.epochs,
             _folder(detector, variant, seed, args),
-            start=("--finetune", source),
+            finetune=source,
         )
         for variant, chosen in VARIANTS.items()
         for seed in args.seeds
@@ -72,12 +72,26 @@ def as_it_is(source: str, detector: str, variant: str, seed: int, args: Namespac
     return 100 * json.loads((folder / "eval.json").read_text(encoding="utf-8"))[NUMBERS][0]
 
 
-def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
+def detectors_of(sources: Sequence[str]) -> dict[str, str]:
+    """Detector -> its checkpoint.
+
+    Raises:
+        UserError: one is clustered, or two are of one detector, whose runs have the same folders.
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        checkpoint = load_checkpoint(source)
+        detector = recognise([DETECTORS[name] for name in CLUSTERED], checkpoint, source).name
+        if any("W_prob" in name for name in checkpoint["model"]):
+            raise UserError(f"{source} is clustered already: choose a checkpoint of a plain detector")
+        if first := found.get(detector):
+            raise UserError(f"{first} and {source} are both of {detector}: pass one, and the other in a call with another --runs")
+        found[detector] = source
+    return found
+
+
+def measure(source: str, detector: str, args: Namespace) -> list[dict[str, Any]]:
     """A record per variant: AP before and after fine-tuning, of every seed and their means."""
-    checkpoint = load_checkpoint(source)
-    detector = recognise([DETECTORS[name] for name in CLUSTERED], checkpoint, source).name
-    if any("W_prob" in name for name in checkpoint["model"]):
-        raise UserError(f"{source} is clustered already: choose a checkpoint of a plain detector")
     demos = plan(source, detector, args)
     train_all([*demos.values()], args.jobs, args.device, args.coco_path)
     records = []
@@ -87,8 +101,7 @@ def measure(source: str, args: Namespace) -> list[dict[str, Any]]:
         after = [100 * demos[variant, seed].log()[args.epochs - 1][0] for seed in args.seeds]
         record = {"detector": detector, "checkpoint": source, "variant": variant, "seeds": args.seeds}
         for name, values in (("AP_before", before), ("AP_after", after)):
-            record |= {name: mean(values), f"{name}_seeds": values}
-            record[f"{name}_spread"] = spread(values)
+            record |= over_seeds(name, values)
         records.append(record)
     return records
 
@@ -112,7 +125,9 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once, which share the cores (default: %(default)s)")
     parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/warmstart; quick: runs/warmstart_quick)")
     args = parser.parse_args(argv)
-    args.seeds = args.seeds or ([42] if args.quick else [42, 43, 44])
+    if args.coco_path and not args.checkpoint:  # the plain demos, which accuracy.py keeps, are those of the built-in shapes
+        raise UserError(f"--coco_path {args.coco_path} needs --checkpoint: pass one that was trained on it")
+    args.seeds = args.seeds or default_seeds(args.quick)
     args.runs = args.runs or ROOT / "runs" / ("warmstart" + "_quick" * args.quick)
     return args
 
@@ -122,8 +137,8 @@ def run(argv: list[str]) -> None:
     share_threads(args.jobs)
     complete(args)
     args.coco_path = args.coco_path or shapes(quick=args.quick)
-    sources = args.checkpoint or plain_demos(args.detector, OUTLINE, args)
-    records = [record for source in sources for record in measure(source, args)]
+    sources = args.checkpoint or plain_demos(args.detector, OUTLINE, args, jobs=args.jobs)
+    records = [record for detector, source in detectors_of(sources).items() for record in measure(source, detector, args)]
     print("\n" + table(records))
     save(NAME, args, argv, {"units": {"AP": "%"}, "results": records})
 

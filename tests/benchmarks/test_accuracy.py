@@ -122,7 +122,9 @@ def test_seeds_from_another_machine_are_added(tmp_path, capsys):
 
 
 def test_accuracy_trains_and_draws(tmp_path, dataset, capsys):
-    """The command trains real runs, prints their table and writes numbers and picture; a second time it finds them done."""
+    """The command trains real runs, prints their table and writes numbers and picture; a second time it finds them done, but not
+    for other data.
+    """
     argv = ["--quick", "--detector", "DETR-ENACT", "--clustering", "region", "--sigmas", "5", "--device", "cpu", "--jobs", "2"]
     argv += ["--coco_path", str(dataset), "--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
     for _ in range(2):
@@ -133,6 +135,9 @@ def test_accuracy_trains_and_draws(tmp_path, dataset, capsys):
     assert all(0 <= r["AP"] <= r["AP50"] <= 100 for r in records)
     assert cv2.imread(str(tmp_path / "accuracy-cpu.png")) is not None
     assert main(accuracy.NAME, accuracy.run, [*argv[:-2], "--output", str(tmp_path / "accuracy-cpu.json")]) == 2
+    capsys.readouterr()
+    assert main(accuracy.NAME, accuracy.run, [*argv, "--coco_path", str(tmp_path / "other")]) == 2
+    assert f"holds a run on {dataset}" in capsys.readouterr().err
 
 
 def test_a_failed_run_ends_with_its_sentence(tmp_path, capsys):

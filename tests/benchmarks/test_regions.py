@@ -66,9 +66,10 @@ def test_agreement_is_what_a_slow_loop_finds(dataset, tmp_path):
         assert 0.5 < layer["agreement"][image] < 1
 
 
-def test_rows_and_columns_agree_wholly_where_their_positions_are_equal(dataset, tmp_path):
-    """The yardstick's upper end: without positions both keys are the features."""
-    loaded = load(tiny_checkpoint(tmp_path / "x.pth", DECOUPLED, 1))
+@pytest.mark.parametrize("clustering", ["region", "region+"])
+def test_rows_and_columns_agree_wholly_where_their_positions_are_equal(clustering, dataset, tmp_path):
+    """The yardstick's upper end: without positions both keys are the features, whatever walk both take."""
+    loaded = load(tiny_checkpoint(tmp_path / "x.pth", DECOUPLED, 1, "--clustering", clustering))
     nn.init.zeros_(loaded.model.transformer.adapt_pos1d[-1].weight)
     layers = measure(loaded, images_of(dataset / "val2017", 5))["layers"]
     assert [layer["agreement"] for layer in layers] == [[1.0] * 5] * 2
@@ -92,9 +93,10 @@ def test_run_lengths_and_those_of_noise():
         assert run_lengths(noise).double().mean() == pytest.approx(noise_length(sigma), rel=0.02)
 
 
-def test_counts_and_lengths_are_those_of_the_models_clusters(clustered, dataset, tmp_path):
+@pytest.mark.parametrize("clustering", [("region",), ("region+",), ("region+", "--cuts", "steps")], ids=" ".join)
+def test_counts_and_lengths_are_those_of_the_models_clusters(clustering, clustered, dataset, tmp_path):
     """What is reported is what the layers pool: their clusters, image by image, which together hold every pixel."""
-    loaded = load(tiny_checkpoint(tmp_path / "x.pth", clustered, 1))
+    loaded = load(tiny_checkpoint(tmp_path / "x.pth", clustered, 1, "--clustering", *clustering))
     images = images_of(dataset / "val2017", 5)
     indices_met = []
     for module in loaded.model.modules():
@@ -105,8 +107,8 @@ def test_counts_and_lengths_are_those_of_the_models_clusters(clustered, dataset,
     indices_met = [indices_met[i] for i in range(len(indices_met)) if clustered != DECOUPLED or i % 4 < 2]
     for i, layer in enumerate(result["layers"]):
         indices = indices_met[i::2]
-        lengths = [len(list(run)) for index in indices for _, run in groupby(index)]
-        assert layer["counts"] == [index[-1] + 1 for index in indices] and result["N"] == [len(index) for index in indices]
+        lengths = [index.count(i) for index in indices for i in range(max(index) + 1)]
+        assert layer["counts"] == [max(index) + 1 for index in indices] and result["N"] == [len(index) for index in indices]
         assert layer["lengths"] == np.bincount(lengths).tolist()
         assert np.dot(layer["lengths"], range(len(layer["lengths"]))) == sum(result["N"])
         assert layer["mean_length"] == pytest.approx(sum(result["N"]) / sum(layer["counts"]))
@@ -190,7 +192,7 @@ def test_models_of_one_name_are_kept_apart(dataset):
         (["--count", "0"], "--count"),
         (["--checkpoint", "missing.pth"], "missing.pth does not exist"),
         (["--checkpoint", "DETR-ENACT", "--detector", DECOUPLED], "is a checkpoint of DETR-ENACT"),
-        (["--checkpoint", "PLAIN"], "plain detector"),
+        (["--checkpoint", "PLAIN"], "--clustering region, region+ or window"),
         (["--checkpoint", "OTHER"], "not a checkpoint of"),
     ],
 )
