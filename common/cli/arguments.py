@@ -125,7 +125,9 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument(
         "--save_json", action="store_true", help="with --predict: what is drawn as COCO's results, predictions.json and images.json"
     )
-    group.add_argument("--resume", type=named, metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL")
+    group.add_argument(
+        "--resume", type=named, metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL"
+    )
     group.add_argument("--export", type=path, metavar="PATH", help="write the resumed checkpoint: .pth, .onnx or .pt2")
     group.add_argument("--finetune", type=named, metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")
     group.add_argument("--output_dir", type=path, default=Path("runs") / name, help=f"folder to write to {DEFAULT}")

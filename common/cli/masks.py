@@ -30,7 +30,9 @@ MASK_DEMO = {
 def add_mask_options(parser: Parser) -> None:
     group = parser.add_argument_group("masks")
     group.add_argument("--masks", action="store_true", help="predict a mask for every object, too")
-    group.add_argument("--frozen_weights", type=named, metavar="CKPT", help="with --masks: train the mask head alone, on this detector")
+    group.add_argument(
+        "--frozen_weights", type=named, metavar="CKPT", help="with --masks: train the mask head alone, on this detector"
+    )
     group.add_argument("--mask_loss_coef", type=number(float, 0), default=1.0, help="of the focal loss (default: %(default)s)")
     group.add_argument("--dice_loss_coef", type=number(float, 0), default=1.0, help="of the dice loss (default: %(default)s)")
     group.add_argument(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.cli.inherited import follow_checkpoint
-from common.cli.options import CHANGEABLE, PAIRS, PER_CALL, check, check_data, parse
+from common.cli.options import CHANGEABLE, PAIRS, PER_CALL, check, check_data, check_given, parse
 from common.detector import ARCHITECTURE
 from common.errors import UserError
 from tests.example_detector import DETECTOR
@@ -174,6 +174,48 @@ def test_contradictions_are_told(argv, said):
         check(args)
         check_data(args)
     assert all(part in str(raised.value) for part in said) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--clustering", "none", "--size_bias"], "--size_bias shapes clusters, which --clustering none has not"),
+        (["--clustering", "none", "--band", "4"], "--band shapes clusters"),
+        (["--band", "4"], "--band 4 sets the rows of --scan band"),
+        (["--clustering", "region+", "--scan", "hilbert", "--band", "4"], "--band 4 sets the rows of --scan band"),
+        ([*RESUME, "--cuts", "steps"], "--cuts shapes clusters"),
+    ],
+    ids=" ".join,
+)
+def test_options_without_effect_are_told(argv, said):
+    """Protects from numbers that are taken for those of an option which was ignored; also where the checkpoint makes it idle."""
+    plain = OWN | {"args": RECORDED | {"clustering": "none"}}
+    args, explicit = parse(DETECTOR, argv)
+    if args.resume:
+        follow_checkpoint(DETECTOR, args, explicit, plain | {"model": {}}, "x.pth")
+    with pytest.raises(UserError) as raised:
+        check_given(args, explicit)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*RESUME, "--eval", "--clustering", "none"],
+        [*RESUME, "--eval"],
+        ["--clustering", "none", "--smoothing_sigma", "3", "--no-size_bias", "--capacity", "auto"],
+        ["--clustering", "region+", "--band", "4"],
+        ["--scan", "band", "--band", "4"],
+    ],
+    ids=" ".join,
+)
+def test_options_of_a_checkpoint_may_be_without_effect(argv):
+    """Protects evaluations that leave the clusters of a checkpoint out, and commands that are given to every model."""
+    own = OWN | {"args": RECORDED | {"clustering": "region+", "cuts": "steps", "band": 4, "size_bias": True}}
+    args, explicit = parse(DETECTOR, argv)
+    if args.resume:
+        follow_checkpoint(DETECTOR, args, explicit, own | {"model": {}}, "x.pth")
+    check_given(args, explicit)
 
 
 @pytest.mark.parametrize(

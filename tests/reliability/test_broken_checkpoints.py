@@ -22,6 +22,7 @@ CHECKPOINTS = {
     "quantised": ({"model": {"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}}, "'a'"),
     "meta": ({"model": {"a": torch.ones(2, device="meta")}}, "meta"),
     "complex": ({"model": {"a": torch.ones(2, dtype=torch.complex64)}}, "complex"),
+    "NaN": ({"model": {"a": torch.ones(2), "b": torch.tensor([1, math.nan])}}, "holds NaN as 'b'"),
     "a billion classes": ({"model": {"class_embed.weight": torch.zeros(1).expand(10**9, 64)}}, "fewer"),
     "args a list": ({"model": {}, "args": [1]}, "args"),
     "names a text": ({"model": {}, "category_names": "cat"}, "category_names"),

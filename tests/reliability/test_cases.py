@@ -14,7 +14,7 @@ import pytest
 from common.boundary.annotations import read_annotations
 from common.boundary.downloads import locate
 from common.boundary.logs import append_record, read_log
-from common.boundary.outputs import only_run_in, refuse_to_overwrite, whole_file
+from common.boundary.outputs import check_target, only_run_in, whole_file
 from common.data.sources import Source, find_sources, picture_names
 from common.errors import MOST_SAID, UserError, quoted
 from tests.detector_runs import EXAMPLE, run_here
@@ -221,7 +221,8 @@ def test_exports_and_fresh_runs_overwrite_nothing(tmp_path, dataset, capsys):
     assert "exists already" in capsys.readouterr().err
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    assert "exists already" in said_by(refuse_to_overwrite, link, "--export")
+    assert "exists already" in said_by(check_target, link, "--export")
+    assert f"the folder {tmp_path / 'no'} does not exist" in said_by(check_target, tmp_path / "no" / "x.pth", "--export")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "log.txt").write_text('{"epoch": 0}\n')
     argv = ("--coco_path", dataset, "--output_dir", tmp_path / "out", "--finetune", source, "--batch_size", 8, "--device", "cpu")

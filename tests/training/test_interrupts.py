@@ -2,8 +2,10 @@
 
 import re
 import signal
+import sys
 from pathlib import Path
 
+from common.training import interrupts
 from tests.detector_runs import EXAMPLE, assert_same_state, read_checkpoint, read_log, run_and_signal, run_here, tiny
 from tools.detectors import ROOT
 
@@ -38,3 +40,17 @@ def test_an_interrupted_run_continues_exactly(dataset: Path, tmp_path: Path):
     assert run_here(EXAMPLE, *argv, "--output_dir", tmp_path / "whole") == 0
     assert_same_state(out, tmp_path / "whole")
     assert read_log(out) == read_log(tmp_path / "whole")
+
+
+def test_nothing_follows_the_last_sentence(monkeypatch, capsys):
+    """Protects it from tracebacks of what the interrupt left half-made, such as a loader whose workers were being started."""
+
+    class HalfMade:
+        def __del__(self) -> None:
+            raise AttributeError("workers")
+
+    monkeypatch.setattr(sys, "unraisablehook", interrupts._report_all_but_interrupts)
+    for received, printed in (([], True), (["SIGINT"], False)):
+        monkeypatch.setattr(interrupts, "_received", received)
+        HalfMade()
+        assert ("Exception ignored" in capsys.readouterr().err) is printed

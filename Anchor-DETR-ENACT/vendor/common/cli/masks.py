@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UserError
-from .arguments import Parser, number
+from .arguments import Parser, named, number, path
 
 if TYPE_CHECKING:
     from ..data.layouts import Layout
@@ -30,7 +30,9 @@ MASK_DEMO = {
 def add_mask_options(parser: Parser) -> None:
     group = parser.add_argument_group("masks")
     group.add_argument("--masks", action="store_true", help="predict a mask for every object, too")
-    group.add_argument("--frozen_weights", metavar="CKPT", help="with --masks: train the mask head alone, on this detector")
+    group.add_argument(
+        "--frozen_weights", type=named, metavar="CKPT", help="with --masks: train the mask head alone, on this detector"
+    )
     group.add_argument("--mask_loss_coef", type=number(float, 0), default=1.0, help="of the focal loss (default: %(default)s)")
     group.add_argument("--dice_loss_coef", type=number(float, 0), default=1.0, help="of the dice loss (default: %(default)s)")
     group.add_argument(
@@ -44,7 +46,7 @@ def add_mask_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--coco_panoptic_path",
-        type=Path,
+        type=path,
         help="folder with panoptic_train2017/, panoptic_val2017/ and the panoptic annotations/ (default: --coco_path)",
     )
     group.add_argument(

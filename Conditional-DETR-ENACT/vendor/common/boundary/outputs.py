@@ -52,13 +52,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(half, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-        raise UserError(f"{path} cannot be written ({error}): free space or choose another folder") from error
+        reason = getattr(error, "strerror", None) or error  # without the half-written file's name
+        raise UserError(f"{path} cannot be written ({reason}): free space or choose another folder") from error
     finally:
         half.unlink(missing_ok=True)  # what an error or an interrupt left of it
 
 
-def refuse_to_overwrite(path: Path, option: str) -> None:
-    """UserError where a file of the user would be lost."""
+def check_target(path: Path, option: str) -> None:
+    """UserError where a file of the user would be lost, or there is no folder to write it to."""
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: the folder {path.parent} does not exist: make it or choose another")
     if path.exists() or path.is_symlink():
         raise UserError(f"{option} {path} exists already: choose another name or remove it")
 

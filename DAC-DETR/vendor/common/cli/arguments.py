@@ -61,6 +61,18 @@ def number(kind: type, least: float, exclusive: bool = False, most: float = math
     return convert
 
 
+def named(text: str) -> str:
+    """An argparse type: any text but none, as which a shell passes a variable that is not set."""
+    if not text:
+        raise ArgumentTypeError("it is empty: name something, or leave the option out")
+    return text
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path; an empty one would be the current folder."""
+    return Path(named(text))
+
+
 def capacity(text: str) -> int | str:
     """An argparse type: "auto" or a number of clusters."""
     return text if text == "auto" else number(int, 1)(text)
@@ -84,12 +96,12 @@ def common_parser(name: str) -> Parser:
 def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument(
         "--coco_path",
-        type=Path,
+        type=path,
         help="folder of a dataset: COCO 2017's layout, Roboflow's COCO export, a YOLO dataset, or images and a JSON file",
     )
     for split, use in (("train", "train"), ("val", "validate")):
-        group.add_argument(f"--{split}_images", type=Path, metavar="DIR", help=f"instead of --coco_path: images to {use} on")
-        group.add_argument(f"--{split}_annotations", type=Path, metavar="JSON", help="their annotations in COCO's format")
+        group.add_argument(f"--{split}_images", type=path, metavar="DIR", help=f"instead of --coco_path: images to {use} on")
+        group.add_argument(f"--{split}_annotations", type=path, metavar="JSON", help="their annotations in COCO's format")
     group.add_argument(
         "--val_share",
         type=number(float, 0, exclusive=True, most=0.9),
@@ -101,6 +113,7 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument(
         "--predict",
         nargs="+",
+        type=named,
         metavar="SOURCE",
         help="images, videos, folders, patterns such as 'photos/**/*.jpg' and https URLs to draw detections on; or 0 for the first "
         "camera, until Ctrl-C (a file of that name goes first)",
@@ -112,10 +125,12 @@ def _add_runs(group: argparse._ArgumentGroup, name: str) -> None:
     group.add_argument(
         "--save_json", action="store_true", help="with --predict: what is drawn as COCO's results, predictions.json and images.json"
     )
-    group.add_argument("--resume", metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL")
-    group.add_argument("--export", type=Path, metavar="PATH", help="write the resumed checkpoint: .pth, .onnx or .pt2")
-    group.add_argument("--finetune", metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")
-    group.add_argument("--output_dir", type=Path, default=Path("runs") / name, help=f"folder to write to {DEFAULT}")
+    group.add_argument(
+        "--resume", type=named, metavar="CKPT", help="checkpoint to continue, evaluate or predict with: a path or https URL"
+    )
+    group.add_argument("--export", type=path, metavar="PATH", help="write the resumed checkpoint: .pth, .onnx or .pt2")
+    group.add_argument("--finetune", type=named, metavar="CKPT", help="checkpoint to start from, at epoch 0 and with any classes")
+    group.add_argument("--output_dir", type=path, default=Path("runs") / name, help=f"folder to write to {DEFAULT}")
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
@@ -209,7 +224,7 @@ def add_clustering_options(parser: Parser, smoothing_sigma: float) -> None:
         help="order in which pixels are smoothed and cut: row by row as in the paper, there and back, in bands of rows walked "
         "column by column, or along a Hilbert curve (default: raster; of region+ band)",
     )
-    group.add_argument("--band", type=number(int, 1), metavar="ROWS", help="of --scan band (default: follows sigma)")
+    group.add_argument("--band", type=number(int, 1, most=10_000), metavar="ROWS", help="of --scan band (default: follows sigma)")
     group.add_argument(
         "--size_bias", action=BooleanOptionalAction, help="a cluster counts as its pixels together (default: off; of region+ on)"
     )

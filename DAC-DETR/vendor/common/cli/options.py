@@ -77,6 +77,20 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--dropout {args.dropout} must be below 1")
 
 
+def check_given(args: argparse.Namespace, explicit: set[str]) -> None:
+    """Raises UserError where an option that the user gave would have no effect.
+
+    A checkpoint may bring such options along, as when clusters are left out of an evaluation. A capacity, which a program of any
+    model may be exported with, and the smoothing, which comparisons give to all their runs, are let pass.
+    """
+    clustering = getattr(args, "clustering", None)  # an option of some detectors, as are the others
+    idle = [name for name in ("scan", "band", "size_bias", "cuts") if name in explicit and getattr(args, name)]
+    if clustering == "none" and idle:
+        raise UserError(f"--{idle[0]} shapes clusters, which --clustering none has not: choose one")
+    if "band" in idle and (args.scan or ("band" if clustering == "region+" else "raster")) != "band":
+        raise UserError(f"--band {args.band} sets the rows of --scan band: pass that, too, or leave out --band")
+
+
 def trains(args: argparse.Namespace) -> bool:
     """Whether a run is a training."""
     return not (args.eval or args.predict or args.export)

@@ -38,7 +38,7 @@ from .export import run_export
 from .inherited import check_share, follow_checkpoint
 from .main import hang_up
 from .masks import has_masks, panoptic_folder
-from .options import check, check_data, pairs_given, parse, trains
+from .options import check, check_data, check_given, pairs_given, parse, trains
 from .restore import build_model, starting_weights
 
 DEMO_PICTURES = 12
@@ -88,6 +88,7 @@ def run(detector: Detector, argv: list[str] | None = None) -> None:
         for line in follow_checkpoint(detector, args, explicit, checkpoint, source):
             state.print(line)
         check(args)
+    check_given(args, explicit)
     check_data(args)
     accelerator = build_accelerator(args)  # now, as its precision may be the checkpoint's
     if not on_cpu:

@@ -31,7 +31,8 @@ def stop_if_received() -> None:
 
 
 def _report_all_but_interrupts(unraisable: Any) -> None:
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+    # An interrupt leaves objects half-made, whose destructors fail of what they lack, too.
+    if not (_received or issubclass(unraisable.exc_type, KeyboardInterrupt)):
         sys.__unraisablehook__(unraisable)
 
 

@@ -46,6 +46,8 @@ def _unusable(weight: Tensor) -> str:
         return "complex numbers"
     if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
         return f"{weight.numel():,} numbers of which the file stores fewer"  # it would need memory that the file does not suggest
+    if weight.isnan().any():  # of a training that diverged, or a damaged file; infinite numbers may be masks
+        return "NaN"
     return ""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..boundary.checkpoints import save_checkpoint
-from ..boundary.outputs import refuse_to_overwrite
+from ..boundary.outputs import check_target
 from ..data.coco_names import known_categories, told_categories
 from ..data.transforms import detr_size
 from ..detector import Detector
@@ -24,7 +24,7 @@ def run_export(detector: Detector, args: Namespace, checkpoint: dict[str, Any]) 
     suffix = args.export.suffix
     if suffix not in (*WEIGHTS, *PROGRAMS):
         raise UserError(f"--export {args.export} has no known suffix: name a .pth file for weights, or an .onnx or .pt2 file")
-    refuse_to_overwrite(args.export, "--export")
+    check_target(args.export, "--export")
     if suffix in PROGRAMS:
         _check_sizes(args)
     model, _ = build_model(detector, args, checkpoint, checkpoint["num_classes"])
