@@ -16,6 +16,7 @@ from benchmarks.lib.flops import (
     SAMPLER,
     count_multiply_adds,
     count_parameters,
+    depends_on_data,
     multiply_adds,
 )
 from benchmarks.lib.workload import COCO_CLASSES
@@ -118,10 +119,10 @@ def test_attention_counts_its_two_products(grad):
 @pytest.mark.parametrize(("detector", "form"), FORMS)
 def test_every_part_of_every_detector_is_counted(detector, form):
     """Counting sizes alone gives what computing gives, and each part has a share; the model is as it was, to the bit."""
-    model, _ = build(detector, *tiny(detector), *VARIANTS[detector][form])
+    model, recipe = build(detector, *tiny(detector), *VARIANTS[detector][form])
     batch = images(64, 96)
     before = model(*batch)
-    depends = form in ("region", "sampled", "clustered")
+    depends = depends_on_data(recipe)
     counts = multiply_adds(model, *batch, data_dependent=depends)
     assert {part for part, count in counts.items() if not count} == (set() if form in ("sampled", "clustered") else {SAMPLER})
     if not depends:
