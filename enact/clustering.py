@@ -189,13 +189,13 @@ class EntropyClustering(nn.Linear):
         return replace(clusters, bias=_log_size(clusters)) if self.size_bias else clusters
 
     def _places(self, key: Tensor, key_padding_mask: Tensor | None, feature_size: tuple[int, int] | None) -> Tensor:
-        batch, n, _ = key.shape
+        """(B, N), or (1, N) without a mask."""
+        n = key.shape[1]
         height, width = feature_size or self.feature_size or (math.isqrt(n), math.isqrt(n))
         if height * width != n:
             raise ValueError(f"scan={self.scan!r} needs the feature_size of these {n} pixels, or a square map")
-        if key_padding_mask is None:
-            key_padding_mask = torch.zeros(batch, n, dtype=torch.bool, device=key.device)
-        return places(self.scan, key_padding_mask.unflatten(1, (height, width)), self.band)
+        mask = None if key_padding_mask is None else key_padding_mask.unflatten(1, (height, width))
+        return places(self.scan, (height, width), self.band, mask, key.device)
 
 
 class AutoCapacity:
@@ -232,7 +232,7 @@ def cluster(
 
     Args:
         logits: (B, N) scores.
-        place: (B, N) where each valid pixel stands in the sequence; by default in the order in which they are given.
+        place: (B, N), or (1, N) for all images, where each valid pixel stands in the sequence; by default as they are given.
         steps_of: (B, N, d) the keys, to cut at their steps, in as many regions; by default they are cut where information bends.
     """
     batch, n = logits.shape
@@ -245,7 +245,7 @@ def cluster(
         lengths = valid.sum(1).clamp(min=1)
     moved = key_padding_mask is not None or place is not None
     if moved:
-        order, position = _packing(torch.ones_like(logits, dtype=torch.bool) if valid is None else valid, place)
+        order, position = (x.expand(batch, n) for x in _packing(valid, place))
         packed = information.gather(1, order)
 
     region = clustering == "region"
@@ -274,11 +274,13 @@ def cluster(
     return Clusters(information, smoothed, index, weight, count, size, ragged)
 
 
-def _packing(valid: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
+def _packing(valid: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:
     """order (B, N): which pixel is the i-th of the sequence; position (B, N): where each valid pixel stands in it.
 
     A padding pixel gets the position of some valid pixel, so that it lies in that one's cluster, with weight 0.
     """
+    if valid is None:  # a permutation, whose inverse is the order
+        return torch.empty_like(place).scatter_(1, place, torch.arange(place.shape[1], device=place.device).expand_as(place)), place
     batch, n = valid.shape
     position = valid.cumsum(1) - 1 if place is None else place.masked_fill(~valid, 0)
     slot = position.masked_fill(~valid, n)  # padding is written to a spare last column

@@ -12,31 +12,38 @@ from torch import Tensor
 SCANS = ("raster", "serpentine", "band", "hilbert")
 
 
-def places(scan: str, mask: Tensor, band: int) -> Tensor:
+def places(
+    scan: str, feature_size: tuple[int, int], band: int, mask: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
     """How many pixels of its image are walked before each pixel: (B, N) long, a permutation of 0 .. h w - 1 over the valid pixels.
 
     Args:
         scan: one of :data:`SCANS`.
-        mask: (B, H, W) bool, True = padding, which lies at the right and bottom.
+        feature_size: H, W.
         band: rows of a band.
+        mask: (B, H, W) bool, True = padding, which lies at the right and bottom; None: there is none, in any image.
+        device: that of the mask, or where there is none, of the result.
 
     Returns:
-        Anything at padding.
+        Anything at padding; (1, N) without a mask.
     """
-    _, height, width = mask.shape
-    y = torch.arange(height, device=mask.device)[:, None]
-    x = torch.arange(width, device=mask.device)
-    h, w = (~mask[:, :, 0]).sum(1)[:, None, None], (~mask[:, 0]).sum(1)[:, None, None]
+    height, width = h, w = feature_size
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    if mask is not None:
+        h, w = (~mask[:, :, 0]).sum(1)[:, None, None], (~mask[:, 0]).sum(1)[:, None, None]
     if scan == "hilbert":
+        if mask is None:
+            h, w = (torch.full((1, 1, 1), side, device=device) for side in (h, w))
         return _hilbert(x.expand(height, -1), y.expand(-1, width), w, h).flatten(1)
     rows = {"raster": 1, "serpentine": 1, "band": band}[scan]
-    first = y // rows * rows  # row of the band
+    number = y // rows  # of the band
+    first = number * rows  # row of the band
     high = (h - first).clamp(min=1, max=rows)  # rows of the band: the last may have fewer
-    column = x.expand(height, -1)
-    if scan != "raster":  # there and back
-        column = torch.where(first // rows % 2 == 0, column, w - 1 - column)
-    row = torch.where(column % 2 == 0, y - first, high - 1 - (y - first))  # down and up
-    return (first * w + column * high + row).expand(mask.shape).flatten(1)
+    down = y - first
+    # There and back, and in each band down and up.
+    column = x if scan == "raster" else torch.where((number & 1).bool(), w - 1 - x, x)
+    row = torch.where((column & 1).bool(), high - 1 - down, down)
+    return (first * w + column * high + row).expand(1 if mask is None else mask.shape[0], height, width).flatten(1)
 
 
 def _hilbert(x: Tensor, y: Tensor, w: Tensor, h: Tensor) -> Tensor:

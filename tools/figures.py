@@ -93,7 +93,7 @@ def clusters_by_scan(checkpoint: Path, image: np.ndarray, layer: int) -> dict[st
         loaded, attention = restored(checkpoint, layer, scan=scan)
         records, outputs = loaded.observe(batch_of([Image.fromarray(image)], min(image.shape[:2])))
         size = outputs["feature_size"]
-        place = places(scan, torch.zeros(1, *size, dtype=torch.bool), attention.W_prob.band)
+        place = places(scan, size, attention.W_prob.band)
         found[scan] = list(records.values())[layer].index.view(size).numpy(), place.view(size).numpy()
     return found
 

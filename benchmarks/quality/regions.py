@@ -68,8 +68,7 @@ def walked(information: Tensor, scores: EntropyClustering, feature_size: tuple[i
     """Self-information (S, N) of a map of H x W pixels in the order in which its layer walks over them."""
     if scores.scan == "raster":
         return information  # also of sequences that are no map
-    nothing = torch.zeros(1, *feature_size, dtype=torch.bool, device=information.device)
-    return information[:, places(scores.scan, nothing, scores.band)[0].argsort()]
+    return information[:, places(scores.scan, feature_size, scores.band, device=information.device)[0].argsort()]
 
 
 def run_lengths(step: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_cuts_are_the_largest_steps_of_the_walk(scan):
     bends = clustering(scan)(key, padding, feature_size=(7, 9))
     assert torch.equal(found.count, bends.count) and not torch.equal(found.index, bends.index)
     for b, (pixels, (height, width)) in enumerate(zip(maps, SIZES)):
-        walk = places(scan, torch.zeros(1, height, width, dtype=torch.bool), 3)[0].argsort()
+        walk = places(scan, (height, width), 3)[0].argsort()
         index = found.index[b, ~padding[b]]
         assert index[walk].tolist() == slow_steps(pixels.flatten(0, 1)[walk], int(found.count[b]))
         weight = torch.zeros(found.size, dtype=torch.float64).index_add(0, index, found.weight[b, ~padding[b]])

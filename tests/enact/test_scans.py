@@ -9,12 +9,13 @@ from tests.reference import pad, random_maps, reference_clusters
 
 
 def walk(scan, height, width, band=3):
-    """The rows and columns of a map in the order of the walk, where it stands beside a larger image."""
+    """The rows and columns of a map in the order of the walk, where it stands beside a larger image, and alone."""
     mask = torch.ones(2, height + 2, width + 3, dtype=torch.bool)
     mask[0, :height, :width] = False
     mask[1] = False
-    place = places(scan, mask, band)[0].view(height + 2, width + 3)[:height, :width].flatten()
+    place = places(scan, (height + 2, width + 3), band, mask)[0].view(height + 2, width + 3)[:height, :width].flatten()
     assert sorted(place.tolist()) == list(range(height * width))
+    assert torch.equal(place, places(scan, (height, width), band)[0])
     order = place.argsort()
     return order // width, order % width
 
@@ -38,7 +39,7 @@ def test_every_pixel_has_a_place_and_the_next_is_a_neighbour(scan):
 
 def test_a_band_is_walked_column_by_column():
     """There and back, as `images/scans.png` shows it."""
-    place = places("band", torch.zeros(1, 3, 4, dtype=torch.bool), 2).view(3, 4)
+    place = places("band", (3, 4), 2).view(3, 4)
     assert place.tolist() == [[0, 3, 4, 7], [1, 2, 5, 6], [11, 10, 9, 8]]
 
 
