@@ -245,7 +245,7 @@ def cluster(
         lengths = valid.sum(1).clamp(min=1)
     moved = key_padding_mask is not None or place is not None
     if moved:
-        order, position = (x.expand(batch, n) for x in _packing(valid, place))
+        order, position = (x.expand(batch, n) for x in _packing(order, valid, place))
         packed = information.gather(1, order)
 
     region = clustering == "region"
@@ -274,18 +274,18 @@ def cluster(
     return Clusters(information, smoothed, index, weight, count, size, ragged)
 
 
-def _packing(valid: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:
+def _packing(pixel: Tensor, valid: Tensor | None, place: Tensor | None) -> tuple[Tensor, Tensor]:
     """order (B, N): which pixel is the i-th of the sequence; position (B, N): where each valid pixel stands in it.
 
-    A padding pixel gets the position of some valid pixel, so that it lies in that one's cluster, with weight 0.
+    A padding pixel gets the position of some valid pixel, so that it lies in that one's cluster, with weight 0. ``pixel`` (B, N)
+    numbers the pixels.
     """
     if valid is None:  # a permutation, whose inverse is the order
-        return torch.empty_like(place).scatter_(1, place, torch.arange(place.shape[1], device=place.device).expand_as(place)), place
+        return torch.empty_like(place).scatter_(1, place, pixel[: place.shape[0]]), place
     batch, n = valid.shape
     position = valid.cumsum(1) - 1 if place is None else place.masked_fill(~valid, 0)
     slot = position.masked_fill(~valid, n)  # padding is written to a spare last column
-    order = torch.zeros(batch, n + 1, dtype=torch.long, device=valid.device)
-    order.scatter_(1, slot, torch.arange(n, device=valid.device).expand(batch, n))
+    order = torch.zeros(batch, n + 1, dtype=torch.long, device=valid.device).scatter_(1, slot, pixel)
     return order[:, :n], position.clamp(min=0)
 
 
