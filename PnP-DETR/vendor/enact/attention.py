@@ -157,8 +157,8 @@ def mask_of_keys(
             others = ~torch.cat((front, end), dim=1)
         present = torch.cat((others[:, :prefix], present, others[:, prefix:]), dim=1)
     if clusters.bias is not None:
-        bias = clusters.bias if length == pixels else F.pad(clusters.bias, (prefix, length - pixels - prefix))
-        present = bias.to(dtype) if present is None else bias.to(dtype).masked_fill(~present, -torch.inf)
+        bias = F.pad(clusters.bias, (prefix, length - pixels - prefix)).to(dtype)
+        present = bias if present is None else bias.masked_fill(~present, -torch.inf)
     return None if present is None else present[:, None, None, :]
 
 
